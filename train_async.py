@@ -410,19 +410,20 @@ def build_network(name, outputs):
     """Return the network called name: "linear", "mlp" or "cnn".
 
     It takes float32 [N, 1, 28, 28] in [-1, 1] and gives float32 [N, outputs]: ten
-    logits, or one number. Batch normalisation has a bias, so the layer before it needs
-    none, and halving an image by stride costs a CPU less than pooling does.
+    logits, or one number. The shapes and numbers of parameters beside the layers are
+    for ten. Batch normalisation has a bias, so the layer before it needs none, and
+    halving an image by stride costs a CPU less than pooling does.
     """
 
     def convolution(inputs, filters, size, padding):
         return nn.Conv2D(inputs, filters, size, 2, padding, bias_attr=False)
 
-    if name == "linear":  # 785 parameters for one output, as in the article
+    if name == "linear":  # 7850 parameters; with one output 785, as in the article
         layers = [
             ("flatten", nn.Flatten()),  # [N, 784]
-            ("fc", nn.Linear(784, outputs)),  # [N, outputs], 7850 parameters
+            ("fc", nn.Linear(784, outputs)),  # [N, 10], 7850
         ]
-    elif name == "mlp":
+    elif name == "mlp":  # 235530 parameters
         layers = [
             ("flatten", nn.Flatten()),  # [N, 784]
             ("hidden1", nn.Linear(784, 256, bias_attr=False)),  # [N, 256], 200704
@@ -431,11 +432,11 @@ def build_network(name, outputs):
             ("hidden2", nn.Linear(256, 128, bias_attr=False)),  # [N, 128], 32768
             ("norm2", nn.BatchNorm1D(128)),
             ("relu2", nn.ReLU()),
-            ("fc", nn.Linear(128, outputs)),  # [N, outputs], 1290
+            ("fc", nn.Linear(128, outputs)),  # [N, 10], 1290
         ]
-    else:
+    elif name == "cnn":  # 98938 parameters
         layers = [
-            ("conv1", convolution(1, 16, 5, 2)),  # [N, 16, 14, 14], 400 parameters
+            ("conv1", convolution(1, 16, 5, 2)),  # [N, 16, 14, 14], 400
             ("norm1", nn.BatchNorm2D(16)),
             ("relu1", nn.ReLU()),
             ("conv2", convolution(16, 32, 3, 1)),  # [N, 32, 7, 7], 4608
@@ -448,7 +449,7 @@ def build_network(name, outputs):
             ("hidden", nn.Linear(576, 128, bias_attr=False)),  # [N, 128], 73728
             ("norm4", nn.BatchNorm1D(128)),
             ("relu4", nn.ReLU()),
-            ("fc", nn.Linear(128, outputs)),  # [N, outputs], 1290
+            ("fc", nn.Linear(128, outputs)),  # [N, 10], 1290
         ]
     return nn.Sequential(*layers)
 
@@ -747,7 +748,7 @@ def run(args):
     paddle.seed(seed)
     with paddle.utils.unique_name.guard():  # The optimizer's state goes by these names.
         network = build_network(settings["network"], OUTPUTS[settings["loss"]])
-    size = sum(parameter.size for parameter in network.parameters())
+    size = sum(p.size for p in network.parameters() if p.trainable)
     print(f"network: {settings['network']}, {size} parameters, {settings['loss']}")
     name, lr = settings["optimizer"], settings["lr"]
     optimizer, schedule = make_optimizer(name, lr, network)
