@@ -63,6 +63,7 @@ LEARNING_RATES = {  # Of each optimizer: for cnn and mlp, for linear.
     "sgd": (0.02, 0.001),
 }
 WARM_UP = 200  # Training steps.
+SMOOTHING = 0.05  # Of the labels, for cross-entropy.
 DECAY = 8  # Of the average; 0 weighs all steps alike.
 DEFAULTS = {
     "network": "cnn",
@@ -545,7 +546,9 @@ def compute_loss(output, labels):
     """Return the mean loss of a batch: output [N, 10] or [N, 1], labels [N, 1]."""
     if output.shape[1] == 1:
         return F.square_error_cost(output, labels).mean()
-    return F.cross_entropy(output, labels.astype("int64"))
+    # A little of the probability is asked for the other nine: no logit need grow on.
+    classes = labels.squeeze(1).astype("int64")
+    return F.cross_entropy(output, classes, label_smoothing=SMOOTHING)
 
 
 def train(model, kept, optimizer, schedule, batches, steps, epoch, epochs):
