@@ -298,7 +298,10 @@ def read_builtin(mode):
             raise UserError(f"no download ({kind}); put {files} into work/") from None
     # One array, once: gathering each batch from a list of 60,000 would slow training.
     images = np.array(data.images, np.uint8)  # [N, 784]
-    return images, np.array(data.labels, np.uint8)[:, 0], Path(data.image_path)
+    labels = np.array(data.labels, np.uint8)[:, 0]
+    if labels.max() > 9:
+        raise UserError(f"{data.label_path} holds {labels.max()}, which is no digit")
+    return images, labels, Path(data.image_path)
 
 
 # --------------------------------------------------------------------------- drawing
@@ -328,11 +331,12 @@ def draw(images, labels, title, file):
     if file is None and plt.get_backend().lower() != "agg":
         plt.show()
         return None
-    path = Path(file or "show_batch.png")
+    path = Path("show_batch.png" if file is None else file)
     try:
         write_whole(path, lambda png: figure.savefig(png, dpi=150, bbox_inches="tight"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--save {path} cannot be written: {reason}") from None
     return path
 
 
@@ -359,6 +363,11 @@ def run(args):
     path = draw(grey, labels, f"First training images of {source}", args.save)
     if path:
         print(f"drawn: {path}")
+
+
+def printable(text):
+    """Return text without the characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def number(convert, lowest, highest):
@@ -398,8 +407,7 @@ def main(arguments=None):
     try:
         run(parse(arguments))
     except UserError as error:
-        line = "".join(c if c.isprintable() else "?" for c in str(error))
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the last finished epoch is on disk", file=sys.stderr)

@@ -296,7 +296,7 @@ def build_network():
 
 
 def choose_device(gpu):
-    """Make paddle use GPU or CPU, print which, and return its name, such as "cpu"."""
+    """Make paddle use the GPU or the CPU, and return its name, such as "cpu"."""
     device = "cpu"
     if gpu and paddle.device.cuda.device_count():
         device = "gpu:" + os.environ.get("FLAGS_selected_gpus", "0")
@@ -307,9 +307,13 @@ def choose_device(gpu):
             file=sys.stderr,
         )
     paddle.set_device(device)
-    threads = paddle.get_flags("FLAGS_paddle_num_threads")["FLAGS_paddle_num_threads"]
-    print(f"device: {device}, threads: {threads}, paddle {paddle.__version__}")
     return device
+
+
+def machine(device):
+    """Return a line about what computes: device, threads, version."""
+    threads = paddle.get_flags("FLAGS_paddle_num_threads")["FLAGS_paddle_num_threads"]
+    return f"device: {device}, threads: {threads}, paddle {paddle.__version__}"
 
 
 def save_parameters(path, tensors, facts):
@@ -332,6 +336,8 @@ def parameters_path(name):
     """Return the path of the parameters file called name; UserError if unwritable."""
     path = Path(name if name.endswith(".safetensors") else name + ".safetensors")
     try:
+        if path.name == ".safetensors":
+            raise ValueError("it has no name")
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
         trial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -395,7 +401,7 @@ def evaluate(network, batches):
 def run(args):
     """Load the data, look at them, train, and test once at the end."""
     path = parameters_path(args.params)
-    choose_device(args.gpu)
+    print(machine(choose_device(args.gpu)))
     print(f"loading mnist dataset from {args.data} ......")
     digest = read_splits(args.data)[1]
     print("mnist dataset load done")
@@ -440,6 +446,11 @@ def run(args):
     print("next: python predict.py --samples 100")
 
 
+def printable(text):
+    """Return text without the characters that could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
 def number(convert, lowest, highest):
     """Return an argparse type: int or float (convert) from lowest to highest."""
 
@@ -481,8 +492,7 @@ def main(arguments=None):
     try:
         run(parse(arguments))
     except UserError as error:
-        line = "".join(c if c.isprintable() else "?" for c in str(error))
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the last finished epoch is on disk", file=sys.stderr)

@@ -62,10 +62,13 @@ def small_work(real, tmp_path_factory):
 
 
 @pytest.fixture
-def folder(small_work, tmp_path, monkeypatch):
+def folder(small_work, tmp_path, monkeypatch, module):
     """An empty folder with only work/ in it, which becomes the current one."""
     shutil.copytree(small_work, tmp_path / "work")
     monkeypatch.chdir(tmp_path)
+    for script in module.loaded.values():
+        if hasattr(script, "read_splits"):
+            script.read_splits.cache_clear()  # It knows the data by a relative path.
     return tmp_path
 
 
@@ -102,15 +105,15 @@ def succeed(script, *arguments, **options):
 @pytest.fixture(scope="session")
 def module():
     """A function that imports a script by its name, once."""
-    modules = {}
 
     def load(name):
-        if name not in modules:
+        if name not in load.loaded:
             spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-            modules[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(modules[name])
-        return modules[name]
+            load.loaded[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(load.loaded[name])
+        return load.loaded[name]
 
+    load.loaded = {}
     return load
 
 
@@ -119,8 +122,7 @@ def trained(small_work, tmp_path_factory):
     """Parameters files made by the real scripts: {kind: path}."""
     home = tmp_path_factory.mktemp("trained")
     shutil.copytree(small_work, home / "work")
-    succeed(
-        "train_async", "--epochs", 8, "--batch-size", 20, "--params", "cnn", cwd=home
-    )
+    flags = ["--epochs", 12, "--batch-size", 20, "--params", "cnn"]
+    succeed("train_async", *flags, cwd=home)
     succeed("train_json", "--epochs", 1, "--params", "regression", cwd=home)
     return {kind: home / f"{kind}.safetensors" for kind in ("cnn", "regression")}
