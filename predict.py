@@ -45,7 +45,7 @@ import paddle.nn.functional as F  # noqa: E402
 
 SPLITS = ("train", "valid", "eval")
 PIXELS = 28 * 28
-MOST_IMAGES = 2_000_000  # A small file may unpack to terabytes.
+PACKED = 100  # Times that JSON may be larger than its gzip file; MNIST's is 9 times.
 LONGEST_LIST = 2**26  # Bytes of JSON.
 NETWORKS = ("cnn", "mlp", "linear")
 OUTPUTS = {"cross_entropy": 10, "square_error": 1}  # Of the network, for each loss.
@@ -61,8 +61,6 @@ STORED_SIDE = 1024  # Pixels: the longest side kept of a large picture.
 WORKING_SIDE = 256  # Pixels: the longest side while the digit is looked for.
 STROKE = 2.8  # Pixels: the least mean stroke width in the 20x20 box.
 FINE = 4  # Times finer than the 20x20 box while strokes are thickened.
-LEAST_SHARE = 0.8  # Of all ink, that a clear digit has.
-WIDEST = 1.6  # Width over height of a clear digit.
 BATCH = 64  # Pictures that are read at once.
 SHEET = 60  # Pictures that are drawn at most.
 ROW = 20  # Samples in a row.
@@ -130,15 +128,19 @@ def parse_labels(text, images):
     return labels.astype(np.uint8).tobytes()
 
 
-def innermost_lists(stream):
+def innermost_lists(stream, limit):
     """Yield (brackets, text) for each list in a JSON stream that holds no other list.
 
     text is the list without its brackets; brackets is what stands between it and the
     list before, such as b"],[[["; the last text is None. Only one list at a time is
-    in memory: as Python numbers, all 55 million pixels would take 700 MB.
+    in memory: as Python numbers, all 55 million pixels would take 700 MB. Raises
+    ValueError behind limit bytes.
     """
     brackets = rest = b""
     while block := stream.read(2**20):
+        limit -= len(block)
+        if limit < 0:
+            raise ValueError(f"it unpacks to over {PACKED} times its size")
         *pieces, rest = (rest + block).split(b"]")
         for piece in pieces:
             before, bracket, text = piece.rpartition(b"[")
@@ -154,17 +156,17 @@ def innermost_lists(stream):
     yield brackets + rest, None
 
 
-def parse_splits(stream):
+def parse_splits(stream, limit):
     """Parse [[images, labels], [images, labels], [images, labels]]: machine validation.
 
-    stream: the JSON text as a binary file.
+    stream: the JSON text as a binary file, of limit bytes at most.
     Returns {split: (images uint8 [N, 28, 28], labels uint8 [N])}. Raises ValueError,
     which names set and image, unless there are three sets of two lists, as many
     images as labels, 784 pixels in each image, all in one range, and labels 0-9.
     """
     splits, images, pixel_range = {}, bytearray(), None
     expected = {b"[[[[": "image"}
-    for brackets, text in innermost_lists(stream):
+    for brackets, text in innermost_lists(stream, limit):
         kind = expected.get(brackets.translate(None, b" \t\r\n"))
         if kind == "end":
             return splits
@@ -174,8 +176,6 @@ def parse_splits(stream):
                 grey, pixel_range = parse_image(text, pixel_range)
                 images += grey
                 expected = {b"],[": "image", b"]],[": "labels"}
-                if len(images) > PIXELS * MOST_IMAGES:
-                    raise ValueError(f"more than {MOST_IMAGES} images")
             elif kind == "labels":
                 place = f"set {len(splits) + 1} of 3"
                 labels = parse_labels(text, len(images) // PIXELS)
@@ -257,8 +257,10 @@ def read_splits(path):
         splits = read_cache(cache, digest)
         if splits is None:
             print(f"parsing {path}; later runs will read {cache}", file=sys.stderr)
+            # A file may be small and unpack to terabytes.
+            limit = 2**24 + PACKED * path.stat().st_size
             with gzip.open(path) as stream:
-                splits = parse_splits(stream)
+                splits = parse_splits(stream, limit)
             arrays = {"sha256": np.array(digest)}
             for name, (images, labels) in splits.items():
                 arrays |= {f"{name}_images": images, f"{name}_labels": labels}
@@ -298,69 +300,71 @@ def open_picture(path):
 
 
 def shrink(image, side):
-    """Return the picture with its longest side at most `side` pixels."""
-    # Averaging every pixel of a huge picture takes memory: four times finer is enough.
-    for longest, method in ((4 * side, "NEAREST"), (side, "BOX")):
-        if method == "BOX" and image.mode[:4] in ("1", "P", "PA", "I;16"):
-            # These modes cannot be averaged.
-            image = image.convert({"1": "L", "I": "I"}.get(image.mode[0], "RGBA"))
-        scale = longest / max(image.size)
-        if scale < 1:
-            size = [max(1, round(scale * length)) for length in image.size]
-            image = image.resize(size, Image.Resampling[method])
-    return image
+    """Return the Pillow picture with no side longer than `side` pixels."""
+    # Averaging all of a huge picture takes memory, and every fourth pixel is enough.
+    image = resize(image, 4 * side / max(image.size), Image.Resampling.NEAREST)
+    if image.mode in ("1", "P", "PA") or image.mode.startswith("I;16"):
+        # The values of these modes cannot be averaged.
+        image = image.convert({"1": "L", "I": "I"}.get(image.mode[0], "RGBA"))
+    return resize(image, side / max(image.size), Image.Resampling.BOX)
+
+
+def resize(image, scale, resampling):
+    """Return the Pillow picture made smaller by `scale`, or as it is from 1 on."""
+    size = [max(1, round(scale * length)) for length in image.size]
+    return image.resize(size, resampling) if scale < 1 else image
 
 
 def lay_on_white(image):
-    """Return uint8 [H, W, 3]: the colours on white paper, or else how opaque they are."""
-    if image.mode in ("I", "F"):  # Their range is free: use the one that is there.
+    """Return uint8 [H, W, 3]: the colours on white, or else the alpha."""
+    if image.mode in ("I", "F"):  # The values have no fixed range: take their own.
         values = np.array(image, np.float64)
         values = (values - values.min()) / max(np.ptp(values), 1e-9)
         image = Image.fromarray(np.uint8(255 * values))
     rgba = image.convert("RGB" if image.mode == "CMYK" else "RGBA").convert("RGBA")
     page = Image.new("RGBA", rgba.size, "white")
-    colours = np.array(Image.alpha_composite(page, rgba).convert("RGB"))
-    if np.ptp(colours, axis=(0, 1)).max() < 8:  # White ink on transparent ground.
+    colours = np.array(Image.alpha_composite(page, rgba))[..., :3]
+    if np.ptp(colours, axis=(0, 1)).max() < 8:
         colours = 255 - np.array(rgba)[..., [3, 3, 3]]
     return colours
 
 
 def in_mnist_form(colours):
-    """Return uint8 [28, 28], 0 paper, if the picture is made as MNIST's are, else None.
+    """Return uint8 [28, 28] if uint8 [H, W, 3] is made as MNIST's pictures, else None.
 
-    MNIST's makers fitted each digit into 20x20 pixels with grey edges, on clean ground,
+    MNIST's makers fitted each digit into 20x20 pixels with grey edges on clean paper,
     its centre of mass in the middle. Such a picture must not be changed again.
     """
-    grey = colours[..., 0]
-    if grey.shape != (28, 28) or np.ptp(colours, axis=2).any():
+    ink = colours[..., 0]
+    if ink.shape != (28, 28) or np.ptp(colours, axis=2).any():
         return None
-    ink = 255 - grey if np.median(grey) > 127 else grey
+    ink = 255 - ink if np.median(ink) > 127 else ink
     if np.median(ink) > 0 or ink.max() < 200 or len(np.unique(ink)) < 4:
         return None
     top, bottom, left, right = box_of(ink > 0)
-    rows, columns = np.indices(ink.shape)
-    middle = np.average(rows, weights=ink), np.average(columns, weights=ink)
-    fits = (
-        max(bottom - top, right - left) in (19, 20)
-        and np.abs(np.subtract(middle, 14)).max() < 1.2
-    )
+    off = [np.average(place, weights=ink) - 14 for place in np.indices(ink.shape)]
+    fits = 19 <= max(bottom - top, right - left) <= 20 and np.abs(off).max() < 1.2
     return ink if fits else None
 
 
 def box_of(mask):
-    """Return top, bottom, left and right of what is True in bool [H, W]."""
+    """Return top, bottom, left and right, in pixels, of what is True in bool [H, W]."""
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
 
 
+def edge_of(values):
+    """Return the outermost rows and columns of [H, W, ...] in one row."""
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+
 def label_parts(mask):
-    """Number the connected parts of bool [H, W]: int [H, W], 0 for False, and count."""
-    width = mask.shape[1] + 2  # Two empty columns keep the rows' runs apart.
+    """Return int [H, W]: the numbers, from 1, of the connected parts of bool [H, W]."""
+    width = mask.shape[1] + 2  # Two empty columns keep the rows apart.
     flat = np.pad(mask, ((0, 0), (0, 2))).ravel()
     changes = np.flatnonzero(np.diff(flat.astype(np.int8), prepend=0, append=0))
-    starts, ends = changes[::2], changes[1::2]
-    # A run touches those of the next row that end after its start less one pixel (for
-    # diagonal neighbours) and start before its end plus one pixel.
+    starts, ends = changes[::2], changes[1::2]  # of the runs of True
+    # The runs of the next row that touch a run, if only at a corner:
     first = np.searchsorted(ends, starts + width - 1, "right").tolist()
     last = np.searchsorted(starts, ends + width, "right").tolist()
     parent = list(range(len(starts)))
@@ -373,19 +377,19 @@ def label_parts(mask):
     for run in range(len(starts)):
         for below in range(first[run], last[run]):
             parent[root(below)] = root(run)
-    roots, numbers = np.unique([root(run) for run in parent], return_inverse=True)
+    numbers = np.unique([root(run) for run in parent], return_inverse=True)[1] + 1
     labels = np.zeros(flat.size, int)
-    labels[flat] = np.repeat(numbers + 1, ends - starts)
-    return labels.reshape(-1, width)[:, :-2], len(roots)
+    labels[flat] = np.repeat(numbers, ends - starts)
+    return labels.reshape(-1, width)[:, :-2]
 
 
 def slide(values, size, choose, axes=(0, 1)):
-    """Return each place of [H, W] the np.minimum or np.maximum of size x size around."""
+    """Return [H, W]: the least or greatest of the `size` pixels around each."""
     for axis in axes:
         around = [(0, 0), (0, 0)]
         around[axis] = size // 2, (size - 1) // 2
         values = np.pad(values, around, mode="edge").swapaxes(0, axis)
-        done = 1  # Windows of `done` pixels joined in pairs make windows twice as long.
+        done = 1  # Two neighbouring windows of `done` pixels make one twice as long.
         while done < size:
             step = min(done, size - done)
             values = choose(values[:-step], values[step:])
@@ -394,42 +398,51 @@ def slide(values, size, choose, axes=(0, 1)):
     return values
 
 
-def edge_of(values):
-    """Return the outermost rows and columns of [H, W, ...] in one row."""
-    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+def remove_narrow(values, size, axes=(0, 1)):
+    """Return [H, W] without what is bright and narrower than about `size` pixels."""
+    size |= 1  # An odd window has a middle.
+    return slide(slide(values, size, np.minimum, axes), size, np.maximum, axes)
+
+
+def split(values):
+    """Return Otsu's threshold, and the share of the variance that it explains."""
+    counts, edges = np.histogram(values, 128)
+    middles = (edges[1:] + edges[:-1]) / 2 - values.mean()
+    below, total = np.cumsum(counts)[:-1], np.cumsum(counts * middles)[:-1]
+    between = total**2 / np.maximum(below * (values.size - below), 1)
+    best = between.argmax()
+    return edges[best + 1], between[best] / max(values.var(), 1e-9)
 
 
 def crop_to_panel(colours):
-    """Cut a plot's axes, a frame or a card out of the even ground around: uint8 [h, w, 3].
+    """Return uint8 [h, w, 3] cut out of uint8 [H, W, 3], and its left and top.
 
-    Also returns its left and top. A panel is what the ground at the edge cannot flow
-    into, if that fills its box and is not itself all one colour.
+    A panel is a plot's axes, a frame or a card: what the even ground at the picture's
+    edge cannot flow into, if it is a rectangle and has something inside.
     """
     corner = np.zeros(2, int)
-    for _ in range(3):  # A panel may stand in a panel: axes in a framed screenshot.
+    for _ in range(3):  # A panel may stand in a panel, as axes in a window.
         ground = np.median(edge_of(colours), axis=0)
         even = np.abs(colours - ground).max(2) < 25
-        if edge_of(even).mean() < 0.65 or min(even.shape) < 24:
+        parts = label_parts(even)
+        solid = label_parts(~np.isin(parts, np.setdiff1d(edge_of(parts), 0)))
+        if edge_of(even).mean() < 0.65 or not solid.any():
             break
-        flowing = label_parts(even)[0]
-        outside = np.isin(flowing, np.setdiff1d(edge_of(flowing), 0))
-        parts, count = label_parts(~outside)
-        if not count:
-            break
-        part = parts == np.bincount(parts[parts > 0]).argmax()
-        rows, columns = part.sum(1), part.sum(0)  # Tick marks stick out: short ones go.
+        part = solid == np.bincount(solid[solid > 0]).argmax()
+        rows, columns = part.sum(1), part.sum(0)
+        # Tick marks stick out of a plot's axes, but few pixels in a row or column.
         top, bottom, left, right = box_of(
             (rows > rows.max() / 2)[:, None] & (columns > columns.max() / 2)
         )
         height, width = bottom - top, right - left
         covered = part[top:bottom, left:right]
-        rim = 2 + max(height, width) // 50  # The frame's own line.
+        rim = 2 + max(height, width) // 50  # the frame's own line
         inner = colours[top + rim : bottom - rim, left + rim : right - rim]
         if (
             covered.mean() < 0.96
             or covered.sum() < 0.95 * part.sum()
-            or height < 0.15 * even.shape[0]
-            or width < 0.15 * even.shape[1]
+            or height < 0.15 * len(even)
+            or width < 0.15 * len(even[0])
             or max(height, width) > 3 * min(height, width)
             or min(inner.shape[:2]) < 12
             or np.ptp(inner, axis=(0, 1)).max() < 50
@@ -443,29 +456,17 @@ def to_grey(colours):
     """Return uint8 [H, W]: the colours along the line on which they differ most."""
     pixels = colours.reshape(-1, 3) - colours.mean((0, 1))
     line = np.linalg.eigh(pixels.T @ pixels)[1][:, -1]
-    values = pixels @ line * (np.sign(line.sum()) or 1)  # Light stays light.
+    values = (pixels @ line).reshape(colours.shape[:2])
     if np.ptp(values) < 8:
         raise ValueError("there is no ink in the picture: it is all one colour")
-    values = 255 * (values - values.min()) / np.ptp(values)
-    return values.round().astype(np.uint8).reshape(colours.shape[:2])
-
-
-def split(values):
-    """Return Otsu's threshold and what part of the variance lies between the classes."""
-    counts, edges = np.histogram(values, 128)
-    middles = (edges[1:] + edges[:-1]) / 2 - values.mean()
-    below = np.cumsum(counts)[:-1]
-    above = below[-1] + counts[-1] - below
-    between = np.cumsum(counts * middles)[:-1] ** 2 / np.maximum(below * above, 1)
-    best = between.argmax()
-    return edges[best + 1], between[best] / max(values.var(), 1e-9)
+    return np.uint8(np.round(255 * (values - values.min()) / np.ptp(values)))
 
 
 def make_ink_bright(grey):
-    """Return uint8 [H, W] with ink brighter than paper, whichever it was.
+    """Return uint8 [H, W]: uint8 [H, W], or its negative if ink was darker than paper.
 
-    Seen against the mean around, which takes shadows out, paper differs a little in
-    many places, ink much in few: the cubes' mean has the sign of the ink.
+    Against the mean around, which takes shadows out, paper differs a little in many
+    places and ink much in few: the mean of the cubes has the sign of the ink.
     """
     around = Image.fromarray(grey).filter(ImageFilter.BoxBlur(min(grey.shape) / 4))
     contrast = grey - np.array(around, np.float32)
@@ -473,102 +474,95 @@ def make_ink_bright(grey):
 
 
 def flatten_light(bright):
-    """Return float32 [H, W]: how much brighter than the paper around each place is."""
+    """Return float32 [H, W]: how much brighter each place is than paper around."""
     if max(bright.shape) > 60:  # Average the grain of paper and camera.
         bright = np.array(Image.fromarray(bright).filter(ImageFilter.GaussianBlur(1)))
     bright = bright.astype(np.float32)
     threshold, explained = split(bright)
-    if explained > 0.93:  # Two even tones: there is no shadow to remove.
+    if explained > 0.92:  # Two even tones: there is no shadow.
         paper = np.median(bright[bright <= threshold])
     else:
-        size = max(3, min(bright.shape) // 4 | 1)  # Wider than strokes are.
-        paper = slide(slide(bright, size, np.minimum), size, np.maximum)
+        paper = remove_narrow(bright, max(3, min(bright.shape) // 3))
         paper = paper + np.median(bright - paper)
     return np.maximum(bright - paper, 0)
 
 
 def find_ink(light):
-    """Return bool [H, W]: where there is ink."""
+    """Return bool [H, W]: where float32 [H, W] is ink."""
+    # A few very bright places must not draw the threshold up.
     return light > split(np.minimum(light, np.percentile(light, 99.5)))[0]
 
 
-def drop_lines(mask):
-    """Return bool [H, W] without thin straight lines from side to side (ruled paper)."""
+def drop_lines(ink):
+    """Return bool [H, W]: the ink without a ruled or squared paper's lines."""
     for _ in range(2):
-        mask = mask.T  # First the lines that go down, then those that go across.
-        height = len(mask)
-        wide = slide(mask, 5, np.maximum, axes=[1])  # A line may be slightly tilted.
-        size = int(0.7 * height) | 1
-        long = slide(slide(wide, size, np.minimum, [0]), size, np.maximum, [0])
-        lines = label_parts(long)[0]
+        ink = ink.T  # First come the lines downwards, then those across.
+        height = len(ink)
+        wide = slide(ink, 5, np.maximum, axes=[1])  # A line may be slightly tilted.
+        lines = label_parts(remove_narrow(wide, int(0.7 * height), axes=[0]))
         for number in np.setdiff1d(np.intersect1d(lines[0], lines[-1]), 0):
-            line = mask & (lines == number)
+            line = ink & (lines == number)
             thickness = int(np.median(line.sum(1))) + 1
-            size = 2 * thickness + 1  # What is wider than this is a stroke crossing it.
-            strokes = slide(slide(mask, size, np.minimum, [1]), size, np.maximum, [1])
-            if thickness <= max(2, 0.03 * height) and (strokes | ~line)[mask].any():
-                mask = mask & (strokes | ~line)
-    return mask
+            # What is much wider than the line is a stroke that crosses it.
+            rest = ink & (remove_narrow(ink, 2 * thickness + 1, axes=[1]) | ~line)
+            if thickness <= max(2, 0.03 * height) and rest.any():
+                ink = rest
+    return ink
 
 
-def keep_digit(light, mask):
-    """Return bool [H, W]: the part that stands out most and the parts that belong to it."""
-    parts, count = label_parts(mask)
-    if not count:
+def keep_digit(light, ink):
+    """Return bool [H, W]: the part that stands out, and what belongs to it."""
+    parts = label_parts(ink)
+    if not ink.any():
         raise ValueError("there is no ink in the picture")
-    rows, columns = parts.nonzero()
-    numbers = parts[rows, columns]
-    spans = []
-    for places in (rows, columns):
-        low, high = np.full(count + 1, max(mask.shape)), np.zeros(count + 1, int)
-        np.minimum.at(low, numbers, places)
-        np.maximum.at(high, numbers, places)
-        spans.append(high - low + 1)
-    diagonals = np.hypot(*spans)
-    touching = np.bincount(edge_of(parts), minlength=count + 1)
-    ink = np.bincount(numbers, light[rows, columns], minlength=count + 1)
-    areas = np.bincount(numbers, minlength=count + 1)
-    # What lies along the edge is a frame or the table under the paper.
-    weights = ink * diagonals**2 * np.maximum(0.01, 1 - touching / diagonals)
-    main = weights[1:].argmax() + 1
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0
+    touching = np.bincount(edge_of(parts), minlength=len(areas))
+
+    def prominence(number):
+        top, bottom, left, right = box_of(parts == number)
+        size = np.hypot(bottom - top, right - left)
+        # What lies along the edge is a frame, or the table under the paper.
+        inside = max(0.01, 1 - touching[number] / size)
+        return light[parts == number].sum() * size**2 * inside
+
+    main = max(areas.argsort()[-min(8, len(areas) - 1) :], key=prominence)
     digit = parts == main
     width = stroke_width(digit)
-    allowed = (areas >= 0.25 * width**2) & ((touching == 0) | (touching[main] > 0))
-    allowed[0] = False
+    specks = areas < width**2 / 4
+    foreign = (touching > 0) & (touching[main] == 0)
     while True:
         top, bottom, left, right = box_of(digit)
-        reach = int(max(0.1 * max(bottom - top, right - left), 1.5 * width))
+        reach = int(max(max(bottom - top, right - left) / 9, 1.6 * width))
         around = slide(digit, 2 * reach + 1, np.maximum)
         around[top:bottom, left:right] = True
         near = np.unique(parts[around])
-        larger = digit | np.isin(parts, near[allowed[near]])
+        larger = digit | np.isin(parts, near[~(specks | foreign)[near]])
         if (larger == digit).all():
             return digit
         digit = larger
 
 
 def stroke_width(mask):
-    """Return the mean stroke width in pixels of bool [H, W]: twice area over outline."""
-    padded = np.pad(mask, 1)
-    steps_in_outline = np.count_nonzero(padded[1:] != padded[:-1]) + np.count_nonzero(
-        padded[:, 1:] != padded[:, :-1]
-    )
-    # Steps along rows and columns overstate a slanted outline by 4 / pi on average.
-    return 2 * mask.sum() / max(steps_in_outline * np.pi / 4, 1)
+    """Return the mean stroke width of bool [H, W], in pixels."""
+    padded = np.pad(mask, 1).astype(np.int8)
+    outline = np.abs(np.diff(padded)).sum() + np.abs(np.diff(padded, axis=0)).sum()
+    # Steps along rows and columns overstate a slanting outline, by 4 / pi on average.
+    # A stroke has two sides, so its width is twice its area over its outline.
+    return 2 * mask.sum() / max(outline * np.pi / 4, 1)
 
 
 def fit_stroke(light, digit):
-    """Return bool [h, w], longest side about 20 * FINE: the digit, not thinner than STROKE."""
+    """Return bool [h, w], about 20 * FINE pixels long: the digit, STROKE thick."""
     top, bottom, left, right = box_of(digit)
     soft = np.where(slide(digit, 3, np.maximum), light / np.median(light[digit]), 0)
     soft = np.pad(np.float32(soft.clip(0, 1))[top:bottom, left:right], 2)
     scale = 20 * FINE / max(bottom - top, right - left)
     size = [max(1, round(scale * length)) for length in soft.shape[::-1]]
     fine = np.array(Image.fromarray(soft).resize(size, Image.Resampling.BICUBIC)) > 0.5
-    fine = np.pad(fine, 2 * FINE)
+    thick = fine = np.pad(fine, 2 * FINE)
     radius = (STROKE * FINE - stroke_width(fine)) / 2
-    thick = fine
-    reach = max(0, int(radius))
+    reach = int(max(0, radius))
     for down in range(-reach, reach + 1):
         for right in range(-reach, reach + 1):
             if down**2 + right**2 <= radius**2:
@@ -577,11 +571,11 @@ def fit_stroke(light, digit):
 
 
 def centre(digit):
-    """Return uint8 [28, 28]: the digit in a 20x20 box, centre of mass in the middle."""
+    """Return uint8 [28, 28]: the digit in a 20x20 box, its mass in the middle."""
     top, bottom, left, right = box_of(digit)
-    digit = Image.fromarray(np.uint8(255 * digit[top:bottom, left:right]))
-    size = [max(1, round(20 * length / max(digit.size))) for length in digit.size]
-    small = np.array(digit.resize(size, Image.Resampling.BOX))
+    image = Image.fromarray(np.uint8(255 * digit[top:bottom, left:right]))
+    size = [max(1, round(20 * length / max(image.size))) for length in image.size]
+    small = np.array(image.resize(size, Image.Resampling.BOX))
     picture = np.zeros((28, 28), np.uint8)
     picture[: small.shape[0], : small.shape[1]] = small
     for axis in (0, 1):
@@ -592,7 +586,7 @@ def centre(digit):
 
 
 def normalise(image, look_closer=True):
-    """Return [(name, array)] from the picture to the network's uint8 [28, 28], 255 ink."""
+    """Return [(name, array)] from Pillow picture to the network's uint8 [28, 28]."""
     colours = lay_on_white(shrink(image, WORKING_SIDE))
     ready = in_mnist_form(colours)
     if ready is not None:
@@ -624,17 +618,17 @@ def normalise(image, look_closer=True):
 
 
 def one_digit(done):
-    """Tell whether the ink of the steps' first look is one digit and little else."""
-    first = dict(reversed(done))  # The closer look does not see what lies further off.
+    """Return whether the steps' ink is one digit and little else."""
+    first = dict(reversed(done))  # A closer look does not see what lies further off.
     if "digit" not in first:
         return True
     digit, ink = first["digit"], first["ink"]
-    areas = np.bincount(label_parts(digit)[0].ravel())[1:]
+    areas = np.bincount(label_parts(digit).ravel())[1:]
     top, bottom, left, right = box_of(digit)
     return bool(
-        digit.sum() >= LEAST_SHARE * ink.sum()  # Another digit lies beside it.
+        digit.sum() >= 0.8 * ink.sum()  # Else there may be a second digit.
         and np.sum(areas >= 0.03 * areas.sum()) <= 2  # A 5 may have two parts.
-        and right - left <= WIDEST * (bottom - top)
+        and right - left <= 1.6 * (bottom - top)  # Wider ones are two digits.
     )
 
 
@@ -803,9 +797,10 @@ def predict(network, images):
 
 
 def read_pictures(network, facts, paths, raw):
-    """Yield (path, steps, digit, values, clear) for each picture; a UserError for steps.
+    """Yield (path, steps, digit, values, clear) for each picture.
 
-    steps: what was done to it, [(name, array)]. clear: whether the digit is beyond
+    steps: what was done to it, [(name, array)], or the UserError that was in the way.
+    digit, values: as predict returns them. clear: whether the digit is beyond
     doubt, that is as probable as those of the data that the network was tested with.
     """
     for start in range(0, len(paths), BATCH):

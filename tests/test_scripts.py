@@ -10,7 +10,7 @@ from conftest import ROOT, SCRIPTS, run, succeed
 
 TRAINING = ("train_builtin", "train_json", "train_async")
 # Functions that bear the same name in several scripts but are the lesson of each.
-LESSONS = {"load_data", "build_network", "train", "evaluate", "run", "parse"}
+LESSONS = {"load_data", "build_network", "train", "evaluate", "draw", "run", "parse"}
 
 
 def alone(script, folder):
