@@ -57,7 +57,7 @@ QUEUE = 5  # Batches that wait between reading and training.
 NETWORKS = ("cnn", "mlp", "linear")
 OUTPUTS = {"cross_entropy": 10, "square_error": 1}  # Of the network, for each loss.
 LEARNING_RATES = {  # Of each optimizer: for cnn and mlp, for linear.
-    "adam": (0.006, 0.001),
+    "adam": (0.01, 0.001),
     "momentum": (0.01, 0.0002),
     "adagrad": (0.02, 0.01),
     "sgd": (0.02, 0.001),
@@ -444,10 +444,10 @@ def build_network(name, outputs):
             ("conv1", convolution(1, 16, 5, 2)),  # [N, 16, 14, 14], 400
             ("norm1", nn.BatchNorm2D(16)),
             ("relu1", nn.ReLU()),
-            ("conv2", convolution(16, 32, 3, 1)),  # [N, 32, 7, 7], 4608
+            ("conv2", convolution(16, 32, 3, 0)),  # [N, 32, 6, 6], 4608
             ("norm2", nn.BatchNorm2D(32)),
             ("relu2", nn.ReLU()),
-            ("conv3", convolution(32, 64, 3, 0)),  # [N, 64, 3, 3], 18432
+            ("conv3", convolution(32, 64, 3, 1)),  # [N, 64, 3, 3], 18432
             ("norm3", nn.BatchNorm2D(64)),
             ("relu3", nn.ReLU()),
             ("flatten", nn.Flatten()),  # [N, 576]
