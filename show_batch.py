@@ -414,7 +414,8 @@ def main(arguments=None):
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the last finished epoch is on disk", file=sys.stderr)
+        sys.unraisablehook = lambda _: None  # Half-made objects may fail to tidy up.
+        print("stopped: what was finished before is on disk", file=sys.stderr)
         return 130
     return 0
 

@@ -23,6 +23,7 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
+logging.disable(logging.WARNING)  # Paddle's; what matters of it comes as an error.
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
@@ -827,14 +829,24 @@ def run(args):
     for epoch in range(first, args.epochs):
         start = time.perf_counter()
         batches = read_ahead(train_batches, epoch, workers, device)
-        loss = train(
-            model, kept, optimizer, schedule, batches, steps, epoch, args.epochs
-        )
+        try:
+            loss = train(
+                model, kept, optimizer, schedule, batches, steps, epoch, args.epochs
+            )
+        except SystemError:  # What paddle raises, from wherever the training just was.
+            raise UserError(
+                "a reading process was killed; --workers 0 trains without one"
+            ) from None
         if rank:
             continue  # One process validates and saves for all.
         for buffer, now in zip(kept.buffers(), network.buffers()):
             buffer.set_value(now)  # Batch normalisation's statistics.
         count, right, _, clear = evaluate(kept, valid_batches())
+        if (epoch + 1) * steps > WARM_UP and right < 0.12 * count:
+            raise UserError(
+                f"no better than guessing after {epoch + 1} epochs, {path} is as it "
+                "was: give a smaller --lr"
+            )
         progress["previous"] = progress["facts"]
         progress["facts"] = {
             "network": settings["network"],
@@ -918,7 +930,8 @@ def main(arguments=None):
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped: the last finished epoch is on disk", file=sys.stderr)
+        sys.unraisablehook = lambda _: None  # Half-made objects may fail to tidy up.
+        print("stopped: what was finished before is on disk", file=sys.stderr)
         return 130
     return 0
 

@@ -4,6 +4,7 @@ make(digits, number, seed) returns {kind: list of Pillow pictures in mode L, ink
 """
 
 import os
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 

@@ -13,9 +13,7 @@ Nothing here is a test: the tests assert no times.
 import argparse
 import csv
 import datetime
-import gzip
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -272,8 +270,11 @@ def asynchronous(home, runs=3):
 
     measure(batches(0))  # The first steps of a process are slower.
     step = statistics.median(measure(batches(0)) for _ in range(runs))
-    rows = [("a batch takes", "reading alone, s", "training alone, s", "one after the other, s",
-             "by a thread, s", "by a process, s", "longer of the two / best")]  # fmt: skip
+    rows = [
+        ("a batch takes", "reading alone, s", "training alone, s")
+        + ("one after the other, s", "beside, by a thread, s", "by a process, s")
+        + ("best / longer of the two",)
+    ]
     for factor in (0, 0.25, 0.5, 1, 2):
         pause = factor * step / 100
         alone = statistics.median(read_only(slowed(pause)(0)) for _ in range(runs))

@@ -1,4 +1,4 @@
-"""Killed, interrupted, without room or without processes: nothing is lost, nothing hangs."""
+"""Killed, interrupted, without room or processes: nothing is lost, nothing hangs."""
 
 import os
 import random
@@ -65,7 +65,8 @@ path = pathlib.Path("mnist.safetensors")
 for number in range(10**9):
     for parameter in network.parameters() + kept.parameters():
         parameter.set_value(paddle.full(parameter.shape, float(number)))
-    script.save_checkpoint(path, network, kept, optimizer, {"facts": {"epochs": number}})
+    progress = {"facts": {"epochs": number}}
+    script.save_checkpoint(path, network, kept, optimizer, progress)
     print("saved", number, flush=True)
 """
 
@@ -150,7 +151,7 @@ def test_a_signal_ends_it_within_three_seconds_without_orphans(name, workers, fo
     said, _ = process.communicate(timeout=30)
     took = time.monotonic() - sent
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "stopped: the last finished epoch is on disk"
+    assert said.splitlines()[-1] == "stopped: what was finished before is on disk"
     assert "Traceback" not in said
     assert took < 3
     time.sleep(0.2)
