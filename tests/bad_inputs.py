@@ -101,7 +101,7 @@ def face(random):
 
 
 def two_digits(random, digits, gap):
-    """Put two of the uint8 [N, 28, 28] digits side by side, `gap` pixels of 28 apart."""
+    """Put two of the uint8 [N, 28, 28] digits side by side, `gap` pixels apart."""
     left, right = digits[random.integers(len(digits), size=2)]
     left = left[:, : left.any(0).nonzero()[0][-1] + 1]
     right = right[:, right.any(0).nonzero()[0][0] :]

@@ -477,8 +477,9 @@ import train_async as script
 seed = int(sys.argv[1])
 paddle = script.paddle
 with contextlib.redirect_stdout(io.StringIO()):
-    batches, steps = script.load_data("train", "work/mnist.json.gz", 100, seed, None, True)
-    tests, _ = script.load_data("eval", "work/mnist.json.gz", 1000)
+    data = "work/mnist.json.gz"
+    batches, steps = script.load_data("train", data, 100, seed, None, True)
+    tests, _ = script.load_data("eval", data, 1000)
     paddle.seed(seed)
     network, kept = (script.build_network("cnn", 10) for _ in range(2))
     kept.set_state_dict(network.state_dict())

@@ -560,7 +560,7 @@ def test_show_batch_refuses_senseless_flags(arguments, keeper, module, capsys):
     [
         ("train_builtin", ["--lr", "10"]),
         ("train_json", ["--lr", "10"]),
-        ("train_async", ["--lr", "10", "--epochs", "8", "--batch-size", "20"]),
+        ("train_async", ["--lr", "10", "--batch-size", "2"]),
         ("train_json", ["--data", "work/example_0.png"]),
         ("train_async", ["--params", "/proc/mnist"]),
         ("train_async", ["--epochs", "none"]),
