@@ -252,60 +252,58 @@ def read_splits(path):
     return splits, digest
 
 
-def check_idx(path, magic):
-    """Raise UserError unless path is a whole gzipped IDX file; return its item count.
+def read_idx(path, magic):
+    """Return what a gzipped IDX file holds: uint8 [N, 784] images or [N] labels.
 
     magic: the number that such a file begins with, 2051 for images, 2049 for labels.
-    Paddle's reader checks nothing, and unpacks whatever it is given into memory.
+    Raises UserError. Paddle's reader, for one, would take anything for granted.
     """
     try:
         with gzip.open(path) as file:
             found, count = struct.unpack(">II", file.read(8))
             if found != magic:
                 raise ValueError(f"it begins with {found}, not {magic}")
-            size = count
-            if magic == 2051:
-                if struct.unpack(">II", file.read(8)) != (28, 28):
-                    raise ValueError("its images are not 28 by 28")
-                size = count * PIXELS
-            while size > 0 and (block := file.read(min(size, 2**20))):
-                size -= len(block)
-            if size or file.read(1):
-                raise ValueError(f"it does not hold the {count} items that it names")
-            if count % 100:
-                raise ValueError(f"{count} items: paddle reads whole hundreds only")
+            if magic == 2051 and struct.unpack(">II", file.read(8)) != (28, 28):
+                raise ValueError("its images are not 28 by 28")
+            size = count * PIXELS if magic == 2051 else count
+            data = bytearray()
+            while block := file.read(min(2**20, size - len(data) + 1)):
+                data += block
+        if len(data) != size or count == 0:
+            raise ValueError(f"it does not hold the {count} items that it names")
+        if magic == 2049 and max(data) > 9:
+            raise ValueError(f"{max(data)} is no digit")
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is not a data file of MNIST: {error}") from None
-    return count
+    shape = (count, PIXELS) if magic == 2051 else count
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_builtin(mode):
-    """Read MNIST with paddle's built-in reader: mode is "train" or "test".
+def download(mode):
+    """Let paddle download MNIST into its cache, and return its data set."""
+    files = " and ".join(FILES[mode])
+    print(f"work/ lacks {files}: paddle downloads them", file=sys.stderr)
+    try:
+        return paddle.vision.datasets.MNIST(mode=mode)
+    except Exception as error:  # Of many kinds: no network, no space, wrong bytes.
+        kind = type(error).__name__
+        raise UserError(f"no download ({kind}); put {files} into work/") from None
 
-    It takes the files in work/ if they are there, else those that paddle downloads into
-    its cache. Returns (images uint8 [N, 784], labels uint8 [N], path of the images);
-    grey values go from 0, paper, to 255, ink. Raises UserError.
+
+def read_training_files():
+    """Return (images uint8 [N, 784], labels uint8 [N], path) of MNIST's training files.
+
+    These are the built-in reader's: those in work/, else those that paddle downloads.
+    They are read here, because the reader needs a second to make 60,000 arrays of them.
     """
-    names = FILES[mode]
-    paths = [Path("work") / name for name in names]
-    if all(path.is_file() for path in paths):
-        if check_idx(paths[0], 2051) != check_idx(paths[1], 2049):
-            raise UserError(f"{paths[0]} has not as many items as {paths[1]}")
-        data = paddle.vision.datasets.MNIST(*paths, mode)
-    else:
-        files = f"{names[0]} and {names[1]}"
-        print(f"work/ lacks {files}: paddle downloads them", file=sys.stderr)
-        try:
-            data = paddle.vision.datasets.MNIST(mode=mode)
-        except Exception as error:  # Of many kinds: no network, no space, wrong bytes.
-            kind = type(error).__name__
-            raise UserError(f"no download ({kind}); put {files} into work/") from None
-    # One array, once: gathering each batch from a list of 60,000 would slow training.
-    images = np.array(data.images, np.uint8)  # [N, 784]
-    labels = np.array(data.labels, np.uint8)[:, 0]
-    if labels.max() > 9:
-        raise UserError(f"{data.label_path} holds {labels.max()}, which is no digit")
-    return images, labels, Path(data.image_path)
+    images, labels = [Path("work") / name for name in FILES["train"]]
+    if not (images.is_file() and labels.is_file()):
+        data = download("train")
+        images, labels = data.image_path, data.label_path
+    found = read_idx(images, 2051), read_idx(labels, 2049)
+    if len(found[0]) != len(found[1]):
+        raise UserError(f"{images} has not as many items as {labels}")
+    return *found, images
 
 
 # --------------------------------------------------------------------------- drawing
@@ -350,7 +348,7 @@ def draw(images, labels, title, file):
 def run(args):
     """Print what a batch holds, and draw it."""
     if args.source == "builtin":
-        images, labels, source = read_builtin("train")
+        images, labels, source = read_training_files()
         shape = (-1, PIXELS)  # As the built-in reader gives them.
     else:
         images, labels = read_splits(args.data)[0]["train"]

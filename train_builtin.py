@@ -54,31 +54,42 @@ class UserError(Exception):
 # ------------------------------------------------------------------------------ data
 
 
-def check_idx(path, magic):
-    """Raise UserError unless path is a whole gzipped IDX file; return its item count.
+def read_idx(path, magic):
+    """Return what a gzipped IDX file holds: uint8 [N, 784] images or [N] labels.
 
     magic: the number that such a file begins with, 2051 for images, 2049 for labels.
-    Paddle's reader checks nothing, and unpacks whatever it is given into memory.
+    Raises UserError. Paddle's reader, for one, would take anything for granted.
     """
     try:
         with gzip.open(path) as file:
             found, count = struct.unpack(">II", file.read(8))
             if found != magic:
                 raise ValueError(f"it begins with {found}, not {magic}")
-            size = count
-            if magic == 2051:
-                if struct.unpack(">II", file.read(8)) != (28, 28):
-                    raise ValueError("its images are not 28 by 28")
-                size = count * PIXELS
-            while size > 0 and (block := file.read(min(size, 2**20))):
-                size -= len(block)
-            if size or file.read(1):
-                raise ValueError(f"it does not hold the {count} items that it names")
-            if count % 100:
-                raise ValueError(f"{count} items: paddle reads whole hundreds only")
+            if magic == 2051 and struct.unpack(">II", file.read(8)) != (28, 28):
+                raise ValueError("its images are not 28 by 28")
+            size = count * PIXELS if magic == 2051 else count
+            data = bytearray()
+            while block := file.read(min(2**20, size - len(data) + 1)):
+                data += block
+        if len(data) != size or count == 0:
+            raise ValueError(f"it does not hold the {count} items that it names")
+        if magic == 2049 and max(data) > 9:
+            raise ValueError(f"{max(data)} is no digit")
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is not a data file of MNIST: {error}") from None
-    return count
+    shape = (count, PIXELS) if magic == 2051 else count
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def download(mode):
+    """Let paddle download MNIST into its cache, and return its data set."""
+    files = " and ".join(FILES[mode])
+    print(f"work/ lacks {files}: paddle downloads them", file=sys.stderr)
+    try:
+        return paddle.vision.datasets.MNIST(mode=mode)
+    except Exception as error:  # Of many kinds: no network, no space, wrong bytes.
+        kind = type(error).__name__
+        raise UserError(f"no download ({kind}); put {files} into work/") from None
 
 
 def read_builtin(mode):
@@ -88,26 +99,19 @@ def read_builtin(mode):
     its cache. Returns (images uint8 [N, 784], labels uint8 [N], path of the images);
     grey values go from 0, paper, to 255, ink. Raises UserError.
     """
-    names = FILES[mode]
-    paths = [Path("work") / name for name in names]
-    if all(path.is_file() for path in paths):
-        if check_idx(paths[0], 2051) != check_idx(paths[1], 2049):
-            raise UserError(f"{paths[0]} has not as many items as {paths[1]}")
-        data = paddle.vision.datasets.MNIST(*paths, mode)
-    else:
-        files = f"{names[0]} and {names[1]}"
-        print(f"work/ lacks {files}: paddle downloads them", file=sys.stderr)
+    images, labels = paths = [Path("work") / name for name in FILES[mode]]
+    if images.is_file() and labels.is_file():
+        if len(read_idx(images, 2051)) != len(read_idx(labels, 2049)):
+            raise UserError(f"{images} has not as many items as {labels}")
         try:
-            data = paddle.vision.datasets.MNIST(mode=mode)
-        except Exception as error:  # Of many kinds: no network, no space, wrong bytes.
-            kind = type(error).__name__
-            raise UserError(f"no download ({kind}); put {files} into work/") from None
+            data = paddle.vision.datasets.MNIST(*paths, mode)
+        except struct.error:  # The only fault that is left for it to find.
+            raise UserError(f"{images}: paddle reads whole hundreds only") from None
+    else:
+        data = download(mode)
     # One array, once: gathering each batch from a list of 60,000 would slow training.
     images = np.array(data.images, np.uint8)  # [N, 784]
-    labels = np.array(data.labels, np.uint8)[:, 0]
-    if labels.max() > 9:
-        raise UserError(f"{data.label_path} holds {labels.max()}, which is no digit")
-    return images, labels, Path(data.image_path)
+    return images, np.array(data.labels, np.uint8)[:, 0], Path(data.image_path)
 
 
 def make_batches(images, labels, batch_size, rng=None):

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -733,6 +734,7 @@ def main():
     unknown = set(args.rows) - set(ROWS)
     if unknown:
         parser.error(f"unknown row: {', '.join(sorted(unknown))}")
+    warnings.filterwarnings("ignore", module="paddle")
     import paddle
 
     print(f"{processor()}; Python {platform.python_version()}, ", end="")
