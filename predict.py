@@ -19,6 +19,7 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -38,6 +39,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
+logging.disable(logging.WARNING)  # Of libraries; what matters comes as an error.
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
@@ -865,16 +867,13 @@ def show_samples(network, args):
 def draw(read):
     """Draw pictures that were read: one with all its steps, several as a sheet.
 
-    read: what read_pictures yields, readable pictures only. A window shows the drawing;
+    read: what read_pictures yields, of readable pictures. A window shows the drawing;
     without a display it becomes show_predict.png. Returns the file written, or None.
     """
     import matplotlib.pyplot as plt  # Only here: importing it takes half a second.
 
-    if len(read) == 1:
-        panels = draw_steps(plt, read[0])
-    else:
-        panels = draw_sheet(plt, read)
-    figure = panels
+    warnings.filterwarnings("ignore", message="Glyph")  # A name may have any letters.
+    figure = draw_steps(plt, read[0]) if len(read) == 1 else draw_sheet(plt, read)
     if plt.get_backend().lower() != "agg":
         plt.show()
         return None
@@ -888,8 +887,8 @@ def draw(read):
 
 def draw_picture(axes, array, title):
     """Draw one array, [H, W] or [H, W, 3], without ticks."""
-    axes.imshow(array, "gray", interpolation="nearest")
-    axes.set_title(title, fontsize=10)
+    axes.imshow(array, "gray")
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set(xticks=[], yticks=[])
 
 
@@ -920,14 +919,15 @@ def draw_steps(plt, picture):
         layout="constrained",
     )
     axes = axes.ravel()
-    for ax, (number, (name, array)) in zip(axes, enumerate(steps, 1)):
-        draw_picture(ax, array, f"{number}. {name}")
+    for number, (ax, (name, array)) in enumerate(zip(axes, steps), 1):
+        height, width = array.shape[:2]
+        draw_picture(ax, array, f"{number}. {name}, {width}×{height}")
     draw_bars(axes[len(steps)], values)
     axes[len(steps)].set_title("what the network says", fontsize=10)
     for ax in axes[len(steps) + 1 :]:
         ax.axis("off")
     title = f"{printable(path.name)}: {describe(digit, values, clear)}"
-    figure.suptitle(title, fontweight="bold")
+    figure.suptitle(title, fontweight="bold", parse_math=False)
     return figure
 
 

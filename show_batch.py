@@ -14,6 +14,7 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -31,6 +32,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
+logging.disable(logging.WARNING)  # Of libraries; what matters comes as an error.
 
 import paddle  # noqa: E402
 
@@ -317,6 +319,8 @@ def draw(images, labels, title, file):
     """
     import matplotlib.pyplot as plt  # Only here: importing it takes half a second.
 
+    warnings.filterwarnings("ignore", message="Glyph")  # A path may have any letters.
+
     columns = max(8, math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
     figure, axes = plt.subplots(figsize=(0.9 * columns, 1.15 * rows + 0.5))
@@ -328,7 +332,7 @@ def draw(images, labels, title, file):
         )
         axes.text(left + 14, top - 1, str(label), ha="center", va="bottom")
     axes.set(xlim=(-3, 32 * columns - 1), ylim=(40 * rows - 10, -10), aspect="equal")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.axis("off")
     if file is None and plt.get_backend().lower() != "agg":
         plt.show()

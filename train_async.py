@@ -45,7 +45,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
-logging.disable(logging.WARNING)  # Paddle's; what matters of it comes as an error.
+logging.disable(logging.WARNING)  # Of libraries; what matters comes as an error.
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
@@ -337,7 +337,7 @@ def load_data(
     print(f"{mode}: {len(images)} images, {len(labels)} labels")
 
     def batches(epoch=0, worker=0, workers=1):
-        order = np.arange(len(images))
+        order = np.arange(len(images), dtype=np.uint32)
         if mode == "train":
             # A model remembers best what it saw last, so that must not be one digit.
             np.random.default_rng([seed, epoch]).shuffle(order)
@@ -393,6 +393,14 @@ def leave_signals(worker):
     """Let the main process alone answer Ctrl-C; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def show_reader(batches, workers, device):
+    """Print where an epoch's batches land, and index and shapes of the first six."""
+    reader = f"{workers} process{'es' * (workers > 1)}" if workers else "a thread"
+    print(f"batches land on {device}, read by {reader}; the first six:")
+    for index, (images, labels) in zip(range(6), batches):
+        print(f"  {index} {list(images.shape)} {list(labels.shape)}")
 
 
 def usable_workers(asked, useful):
@@ -528,12 +536,8 @@ def make_optimizer(name, lr, network):
     if name == "sgd":
         print(f"optimizer: sgd, learning rate {lr:g}, constant")
         return paddle.optimizer.SGD(lr, parameters=parameters), None
-    print(
-        f"optimizer: {name}, learning rate {lr:g} after {WARM_UP} batches of warm-up,"
-    )
-    print(
-        "           then constant; what is kept is the average over all batches so far"
-    )
+    print(f"optimizer: {name}, learning rate {lr:g}, constant after {WARM_UP} batches")
+    print("of warm-up; what is kept is the average of the network over all batches")
     schedule = paddle.optimizer.lr.LinearWarmup(lr, WARM_UP, lr / WARM_UP, lr)
     if name == "momentum":
         return paddle.optimizer.Momentum(schedule, 0.9, parameters), schedule
@@ -688,6 +692,9 @@ def read_checkpoint(path):
     if progress.keys() != {"settings", "facts", "previous", "steps"}:
         raise UserError(f"{source} is not what --resume needs; train without it")
     check_settings(progress["settings"], source)
+    facts = progress["facts"]
+    if not isinstance(facts, dict) or not isinstance(facts.get("epochs"), int):
+        raise UserError(f"{source} does not say how many epochs it has had")
     if facts_of(path) not in (progress["facts"], progress["previous"]):
         raise UserError(f"{path} is from another training than {source}; train anew")
     return tensors, progress
@@ -706,12 +713,9 @@ def resume(path, tensors, progress, network, kept, optimizer, schedule):
     (0 * sum(parameter.sum() for parameter in network.parameters())).backward()
     optimizer.step()
     optimizer.clear_grad()
-    for part, target in (
-        ("network", network),
-        ("kept", kept),
-        ("optimizer", optimizer),
-    ):
-        fill(target, parts[part], source)
+    fill(network, parts["network"], source)
+    fill(kept, parts["kept"], source)
+    fill(optimizer, parts["optimizer"], source)
     if schedule:
         if not isinstance(progress["steps"], int) or progress["steps"] < 0:
             raise UserError(f"{source}: {progress['steps']} is no number of steps")
@@ -780,11 +784,13 @@ def run(args):
     if args.resume:
         tensors, progress = read_checkpoint(path)
     settings = settle(args, progress.get("settings", {}))
+    batch_size, seed, limit = (settings[k] for k in ("batch_size", "seed", "limit"))
+    if min(batch_size, limit or batch_size) < processes:
+        raise UserError(f"--batch-size or --limit is too small for {processes} processes")
 
     print(f"loading mnist dataset from {args.data} ......")
-    splits, digest = read_splits(args.data)
+    digest = read_splits(args.data)[1]
     print("mnist dataset load done")
-    batch_size, seed, limit = (settings[k] for k in ("batch_size", "seed", "limit"))
     augmented = settings["augment"]
     train_batches, steps = load_data(
         "train", args.data, batch_size, seed, limit, augmented, rank, processes
@@ -793,14 +799,7 @@ def run(args):
     test_batches, _ = load_data("eval", args.data, 1000, limit=limit)
 
     workers = usable_workers(args.workers, augmented and processes == 1)
-    reader = f"{workers} process{'es' * (workers > 1)}" if workers else "a thread"
-    print(f"batches land on {device}, read by {reader}; the first six:")
-    for index, (images, labels) in enumerate(
-        read_ahead(train_batches, 0, workers, device)
-    ):
-        if index == 6:
-            break
-        print(f"  {index} {list(images.shape)} {list(labels.shape)}")
+    show_reader(read_ahead(train_batches, 0, workers, device), workers, device)
 
     paddle.seed(seed)
     network = build_network(settings["network"], OUTPUTS[settings["loss"]])
@@ -815,6 +814,8 @@ def run(args):
 
     first = 0
     if args.resume:
+        if progress["facts"].get("data") != digest:
+            raise UserError(f"{args.data} is not what {path} was trained on")
         resume(path, tensors, progress, network, kept, optimizer, schedule)
         first = progress["facts"]["epochs"]
         if rank == 0:

@@ -15,6 +15,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -35,6 +36,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
+logging.disable(logging.WARNING)  # Of libraries; what matters comes as an error.
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402

@@ -16,6 +16,7 @@ import functools
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -35,6 +36,7 @@ CPU = Path("/proc/cpuinfo")
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
+logging.disable(logging.WARNING)  # Of libraries; what matters comes as an error.
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
@@ -267,7 +269,7 @@ def load_data(mode, path, batch_size, seed=0, limit=None):
     print(f"{mode}: {len(images)} images, {len(labels)} labels")
 
     def batches(epoch=0):
-        order = np.arange(len(images))
+        order = np.arange(len(images), dtype=np.uint32)
         if mode == "train":
             # A model remembers best what it saw last, so that must not be one digit.
             np.random.default_rng([seed, epoch]).shuffle(order)

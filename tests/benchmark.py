@@ -11,9 +11,11 @@ Nothing here is a test: the tests assert no times.
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import importlib.util
+import io
 import os
 import platform
 import re
@@ -239,13 +241,11 @@ def augmentation(home, runs=5):
 def asynchronous(home, runs=3):
     """When reading beside training pays: a reader slowed on purpose, 100 batches."""
     script = load("train_async")
-    script.paddle.set_device("cpu")
-    batches, _ = script.load_data(
-        "train", home / "work" / "mnist.json.gz", 100, limit=10000
-    )
-    network = script.build_network("cnn", 10)
-    optimizer, schedule = script.make_optimizer("adam", 0.001, network)
-    kept = script.build_network("cnn", 10)
+    network, kept = (script.build_network("cnn", 10) for _ in range(2))
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = home / "work" / "mnist.json.gz"
+        batches, _ = script.load_data("train", data, 100, limit=10000)
+        optimizer, schedule = script.make_optimizer("adam", 0.001, network)
 
     def slowed(pause):
         def generate(epoch=0, worker=0, workers=1):
@@ -260,7 +260,8 @@ def asynchronous(home, runs=3):
         tensors = (
             (script.paddle.to_tensor(i), script.paddle.to_tensor(n)) for i, n in source
         )
-        script.train(network, kept, optimizer, schedule, tensors, 100, 0, 1)
+        with contextlib.redirect_stdout(io.StringIO()):
+            script.train(network, kept, optimizer, schedule, tensors, 100, 0, 1)
         return time.perf_counter() - begin
 
     def read_only(source):
@@ -320,7 +321,8 @@ def saving(home, runs=20):
     """What saving parameters and checkpoint costs of an epoch."""
     script = load("train_async")
     network, kept = (script.build_network("cnn", 10) for _ in range(2))
-    optimizer, schedule = script.make_optimizer("adam", 0.001, network)
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer, _ = script.make_optimizer("adam", 0.001, network)
     (0 * sum(parameter.sum() for parameter in network.parameters())).backward()
     optimizer.step()
     seconds = []
@@ -386,15 +388,10 @@ def json_batches(images, labels):
             yield np.array(some_images), np.array(some_labels)
             some_images, some_labels = [], []
 
-def builtin_batches(data):
-    some = []
-    for index in np.random.permutation(len(data)):
-        image, label = data[index]
-        some.append((image.reshape(784) / 127.5 - 1, label))
-        if len(some) == 16:
-            yield (np.array([image for image, _ in some]).astype("float32"),
-                   np.array([label for _, label in some]).astype("float32"))
-            some = []
+def builtin_batches(reader):
+    for data in reader():
+        yield (np.array([item[0] for item in data]).astype("float32"),
+               np.array([item[1] for item in data]).astype("float32")[:, None])
 
 def train(batches):
     for images, labels in batches:
@@ -411,10 +408,9 @@ if sys.argv[1] == "json":
     (images, labels), _, _ = read_json()
     make = lambda: json_batches(images, labels)
 else:
-    data = paddle.vision.datasets.MNIST(
-        "work/train-images-idx3-ubyte.gz", "work/train-labels-idx1-ubyte.gz",
-        backend="cv2")
-    make = lambda: builtin_batches(data)
+    reader = paddle.batch(paddle.dataset.mnist.reader_creator(
+        "work/train-images-idx3-ubyte.gz", "work/train-labels-idx1-ubyte.gz", 100), 16)
+    make = lambda: builtin_batches(reader)
 print("read", time.perf_counter() - begin)
 for _ in range(2):
     begin = time.perf_counter()
@@ -524,6 +520,112 @@ def first99(home, runs=10):
         ("until the test set first reads 99 %", "training, s", "batches of 100"),
         (f"`train_async.py`, {runs} seeds", spread(found), spread(batches, "{:.0f}")),
     )
+
+
+TORCH = '''
+"""A network of the shape of PyTorch's MNIST example, trained as that is."""
+import sys, time
+import torch, torch.nn as nn
+from common import batches
+torch.manual_seed(0)
+network = nn.Sequential(
+    nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Dropout(0.25), nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5),
+    nn.Linear(128, 10))
+optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
+schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)
+spent = 0
+for epoch in range(14):
+    network.train()
+    begin = time.perf_counter()
+    for images, labels in batches(64, epoch):
+        optimizer.zero_grad()
+        output = network(torch.from_numpy(images))
+        nn.functional.cross_entropy(output, torch.from_numpy(labels)).backward()
+        optimizer.step()
+    spent += time.perf_counter() - begin
+    schedule.step()
+    network.eval()
+    right = 0
+    with torch.no_grad():
+        for images, labels in batches(1000, None):
+            output = network(torch.from_numpy(images)).numpy()
+            right += int((output.argmax(1) == labels).sum())
+    print("epoch", epoch + 1, right, spent, file=sys.stderr, flush=True)
+    if right >= 9900:
+        break
+print(spent, epoch + 1, right, torch.__version__)
+'''
+
+KERAS = '''
+"""A network of the shape of Keras's convnet example, trained as that is."""
+import sys, time
+import numpy as np
+import keras
+from keras import layers
+from common import batches, whole
+keras.utils.set_random_seed(0)
+network = keras.Sequential([
+    keras.Input((28, 28, 1)), layers.Conv2D(32, 3, activation="relu"),
+    layers.MaxPooling2D(2), layers.Conv2D(64, 3, activation="relu"),
+    layers.MaxPooling2D(2), layers.Flatten(), layers.Dropout(0.5),
+    layers.Dense(10, activation="softmax")])
+network.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+images, labels = whole("train")
+test_images, test_labels = whole("eval")
+spent = 0
+for epoch in range(15):
+    begin = time.perf_counter()
+    network.fit(images, labels, batch_size=128, epochs=1, verbose=0)
+    spent += time.perf_counter() - begin
+    right = network.predict(test_images, batch_size=1000, verbose=0).argmax(1)
+    right = int((right == test_labels).sum())
+    print("epoch", epoch + 1, right, spent, file=sys.stderr, flush=True)
+    if right >= 9900:
+        break
+print(spent, epoch + 1, right, keras.__version__ + " on " + keras.config.backend())
+'''
+
+COMMON = '''
+"""The same data for other frameworks: float32 [N, 1, 28, 28] and int64 [N]."""
+import numpy as np
+with np.load("work/mnist.npz") as arrays:
+    splits = {name: arrays[name] for name in arrays.files}
+
+def whole(mode):
+    images = splits[f"{mode}_images"][..., None].astype(np.float32) / 255
+    return images, splits[f"{mode}_labels"].astype(np.int64)
+
+def batches(size, epoch):
+    mode = "eval" if epoch is None else "train"
+    images, labels = splits[f"{mode}_images"], splits[f"{mode}_labels"].astype(np.int64)
+    order = np.arange(len(labels))
+    if epoch is not None:
+        np.random.default_rng(epoch).shuffle(order)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        pixels = images[chosen, None].astype(np.float32) / 255
+        yield (pixels - 0.1307) / 0.3081, labels[chosen]
+'''
+
+
+def others(home, runs=1):
+    """Training seconds until 99 % in other frameworks, where they are installed."""
+    (home / "common.py").write_text(COMMON)
+    rows = [("framework, as its MNIST example", "training, s", "epochs", "right of 10,000")]
+    for name, source in (("torch", TORCH), ("keras", KERAS)):
+        if importlib.util.find_spec(name) is None:
+            progress(f"{name} is not installed")
+            continue
+        (home / f"in_{name}.py").write_text(source)
+        seconds = []
+        for _ in range(runs):
+            out, _, _ = run(f"in_{name}.py", cwd=home)
+            spent, epochs, right, version = out.split(maxsplit=3)
+            seconds.append(float(spent))
+            progress(f"{name}: {spent} s")
+        rows.append((f"{name} {version.strip()}", spread(seconds), epochs, right))
+    table(*rows)
 
 
 def startup(home, runs=7):
@@ -702,6 +804,7 @@ ROWS = {
         reading,
         article,
         first99,
+        others,
         startup,
         growth,
         amd,

@@ -485,7 +485,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_any_file_name_is_read(name, keeper, module, capsys):
     (keeper / name).write_bytes(png(digit()))
-    assert module("predict").main(["--", name]) == 0
+    assert module("predict").main(["--show", "--", name]) == 0
     assert capsys.readouterr().out.startswith(f"{name}: ")
 
 

@@ -4,6 +4,7 @@ import ast
 import itertools
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, SCRIPTS, run, succeed
@@ -101,3 +102,37 @@ def test_public_functions_say_what_they_take_and_give(script):
     for node in ast.parse(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             assert ast.get_docstring(node), f"{script}.{node.name} has no docstring"
+
+
+def same_processor():
+    """Return whether this is the kind of machine that the docstrings' figures are of."""
+    cpu = Path("/proc/cpuinfo")
+    text = cpu.read_text() if cpu.exists() else ""
+    return "Intel(R) Xeon(R) Processor\n" in text and "avx512_bf16" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", TRAINING)
+def test_first_command_of_the_docstring_ends_as_it_says(script, tmp_path):
+    """The real trainings, on all the data: to the digit here, nearly so elsewhere."""
+    text = ast.get_docstring(ast.parse((ROOT / f"{script}.py").read_text("utf-8")))
+    command = re.search(r"^    python (\w+)\.py$", text, re.M)[1]
+    promised = re.search(r"^    (test: .*)$", text, re.M)[1]
+    (tmp_path / "work").symlink_to(ROOT / "work")
+    out = succeed(command, cwd=tmp_path)
+    found = re.search(r"^test: .*$", out, re.M)[0]
+    if same_processor():
+        assert found == promised
+    numbers = [re.findall(r"\d+\.\d+", line) for line in (found, promised)]
+    for one, other in zip(*numbers):
+        assert abs(float(one) - float(other)) < (0.2 if script == "train_async" else 2)
+    if script == "train_async":
+        assert float(numbers[0][0]) >= 98.9
+
+
+def test_predict_says_what_its_docstring_promises(folder):
+    text = ast.get_docstring(ast.parse((ROOT / "predict.py").read_text("utf-8")))
+    promised = re.search(r"^    (work/example_0.png: 0  \(\d\d\.\d %\))$", text, re.M)[1]
+    witness = ROOT / "tests" / "witness" / "cnn.safetensors"
+    shutil.copy(witness, folder / "mnist.safetensors")
+    assert succeed("predict", "work/example_0.png").strip() == promised

@@ -1,5 +1,6 @@
 """What training promises: it learns, it is exact, and it can be interrupted."""
 
+import gzip
 import json
 import re
 import signal
@@ -119,6 +120,15 @@ def test_resuming_refuses_flags_that_contradict(flags, words, folder):
     assert done.returncode == 2
     assert all(word in done.stderr for word in ["error: ", *words])
     assert (folder / "mnist.safetensors").read_bytes() == before
+
+
+def test_resuming_refuses_other_data(folder):
+    succeed("train_async", "--epochs", 1)
+    data = folder / "work" / "mnist.json.gz"
+    data.write_bytes(gzip.compress(gzip.decompress(data.read_bytes()) + b" "))
+    done = run("train_async", "--epochs", 2, "--resume")
+    assert done.returncode == 2
+    assert "work/mnist.json.gz is not what mnist.safetensors was trained on" in done.stderr
 
 
 def test_resuming_a_finished_training_says_so(folder):
