@@ -786,7 +786,9 @@ def run(args):
     settings = settle(args, progress.get("settings", {}))
     batch_size, seed, limit = (settings[k] for k in ("batch_size", "seed", "limit"))
     if min(batch_size, limit or batch_size) < processes:
-        raise UserError(f"--batch-size or --limit is too small for {processes} processes")
+        raise UserError(
+            f"--batch-size or --limit is too small for {processes} processes"
+        )
 
     print(f"loading mnist dataset from {args.data} ......")
     digest = read_splits(args.data)[1]

@@ -612,7 +612,9 @@ def batches(size, epoch):
 def others(home, runs=1):
     """Training seconds until 99 % in other frameworks, where they are installed."""
     (home / "common.py").write_text(COMMON)
-    rows = [("framework, as its MNIST example", "training, s", "epochs", "right of 10,000")]
+    rows = [
+        ("framework, as its MNIST example", "training, s", "epochs", "right of 10,000")
+    ]
     for name, source in (("torch", TORCH), ("keras", KERAS)):
         if importlib.util.find_spec(name) is None:
             progress(f"{name} is not installed")

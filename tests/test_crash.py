@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT, environment, run, succeed
 
+pytestmark = pytest.mark.slow
 TRAIN = [sys.executable, str(ROOT / "train_async.py")]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc, or mounts")
 
@@ -71,7 +72,6 @@ for number in range(10**9):
 """
 
 
-@pytest.mark.slow
 def test_killed_at_fifty_moments_the_files_are_whole_and_old_or_new(folder):
     """The real saving, again and again with nothing between, killed at random."""
     chance = random.Random(0)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 NUMBER = int(os.environ.get("FUZZ", 150))
 FIXED = settings(
     max_examples=NUMBER,
@@ -28,7 +29,8 @@ EDITS = some.lists(
         some.sampled_from(["set", "cut", "drop", "repeat", "insert"]),
         some.floats(0, 1),
         some.integers(1, 40),
-        some.binary(min_size=1, max_size=9) | some.sampled_from([b"NaN", b"1e999", b"[", b"]"]),
+        some.binary(min_size=1, max_size=9)
+        | some.sampled_from([b"NaN", b"1e999", b"[", b"]"]),
     ),
     min_size=1,
     max_size=6,
@@ -46,7 +48,9 @@ def mutate(content, edits):
         elif kind == "drop":
             content = content[:at] + content[at + length :]
         elif kind == "repeat":
-            content = content[:at] + content[at : at + length] * 3 + content[at + length :]
+            content = (
+                content[:at] + content[at : at + length] * 3 + content[at + length :]
+            )
         else:
             content = content[:at] + new + content[at:]
     return content
@@ -69,7 +73,9 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["the gzip file", "the JSON in it"])
+@pytest.mark.parametrize(
+    "packed", [True, False], ids=["the gzip file", "the JSON in it"]
+)
 def test_mutated_data(packed, place, module):
     script = module("train_json")
     row = [0] * 700 + list(range(0, 252, 3))
@@ -84,7 +90,9 @@ def test_mutated_data(packed, place, module):
     @FIXED
     @given(EDITS)
     def check(edits):
-        content = mutate(whole, edits) if packed else gzip.compress(mutate(text, edits), 1)
+        content = (
+            mutate(whole, edits) if packed else gzip.compress(mutate(text, edits), 1)
+        )
         read(script, function, place / "data.json.gz", content)
 
     check()
@@ -130,7 +138,9 @@ def test_mutated_parameters(kind, place, module):
     check()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO"])
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO"]
+)
 def test_mutated_pictures(kind, place, module):
     script = module("predict")
     values = np.full((40, 30), 250, np.uint8)
@@ -148,6 +158,8 @@ def test_mutated_pictures(kind, place, module):
     @FIXED
     @given(EDITS)
     def check(edits):
-        read(script, function, place / f"picture.{kind}", mutate(file.getvalue(), edits))
+        read(
+            script, function, place / f"picture.{kind}", mutate(file.getvalue(), edits)
+        )
 
     check()

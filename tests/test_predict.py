@@ -48,14 +48,18 @@ def test_an_unreadable_picture_is_named_and_the_others_are_read(reader):
 def four():
     """A four from the test set, large and dark on white: uint8 [280, 280]."""
     images = read_idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    image = Image.fromarray(255 - images[4]).resize((280, 280), Image.Resampling.BICUBIC)
+    image = Image.fromarray(255 - images[4]).resize(
+        (280, 280), Image.Resampling.BICUBIC
+    )
     return np.array(image)
 
 
 def layers(four, ink, paper=(0, 0, 0, 0)):
     """Return an RGBA picture of ink on paper, both four values 0-255."""
     weight = (255 - four[..., None].astype(float)) / 255
-    return Image.fromarray(np.uint8(weight * ink + (1 - weight) * np.array(paper)), "RGBA")
+    return Image.fromarray(
+        np.uint8(weight * ink + (1 - weight) * np.array(paper)), "RGBA"
+    )
 
 
 def transparent_palette(four):
@@ -77,8 +81,12 @@ PICTURES = {
     "RGBA white on nothing.png": lambda four: layers(
         four, (255, 255, 255, 255), (255, 255, 255, 0)
     ),
-    "RGBA red on green.png": lambda four: layers(four, (200, 60, 40, 255), (90, 120, 90, 255)),
-    "RGBA yellow on white.png": lambda four: layers(four, (250, 240, 60, 255), (255,) * 4),
+    "RGBA red on green.png": lambda four: layers(
+        four, (200, 60, 40, 255), (90, 120, 90, 255)
+    ),
+    "RGBA yellow on white.png": lambda four: layers(
+        four, (250, 240, 60, 255), (255,) * 4
+    ),
     "I16.png": lambda four: Image.fromarray(four.astype(np.uint16) * 200),
     "L.jpg": lambda four: Image.fromarray(four),
     "RGB.jpg": lambda four: Image.fromarray(four).convert("RGB"),
@@ -195,13 +203,17 @@ def test_a_checkpoint_kept_since_the_first_release_still_resumes(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, name", [("RGB", "a.png"), ("RGBA", "b.png"), ("RGB", "c.jpg")])
+@pytest.mark.parametrize(
+    "mode, name", [("RGB", "a.png"), ("RGBA", "b.png"), ("RGB", "c.jpg")]
+)
 def test_a_photo_of_fifty_megapixels_needs_under_600_mb(mode, name, reader):
     image = Image.new(mode, (8660, 5774), "white")
     image.paste("black", (4000, 1500, 4400, 4200))
     image.save(reader / name, compress_level=1)
     command = [sys.executable, str(ROOT / "predict.py"), name]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE
+    ) as process:
         said = process.stdout.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = status

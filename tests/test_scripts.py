@@ -105,7 +105,7 @@ def test_public_functions_say_what_they_take_and_give(script):
 
 
 def same_processor():
-    """Return whether this is the kind of machine that the docstrings' figures are of."""
+    """Return whether this machine is of the kind that the figures are of."""
     cpu = Path("/proc/cpuinfo")
     text = cpu.read_text() if cpu.exists() else ""
     return "Intel(R) Xeon(R) Processor\n" in text and "avx512_bf16" in text
@@ -132,7 +132,9 @@ def test_first_command_of_the_docstring_ends_as_it_says(script, tmp_path):
 
 def test_predict_says_what_its_docstring_promises(folder):
     text = ast.get_docstring(ast.parse((ROOT / "predict.py").read_text("utf-8")))
-    promised = re.search(r"^    (work/example_0.png: 0  \(\d\d\.\d %\))$", text, re.M)[1]
+    promised = re.search(r"^    (work/example_0.png: 0  \(\d\d\.\d %\))$", text, re.M)[
+        1
+    ]
     witness = ROOT / "tests" / "witness" / "cnn.safetensors"
     shutil.copy(witness, folder / "mnist.safetensors")
     assert succeed("predict", "work/example_0.png").strip() == promised

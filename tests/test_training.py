@@ -93,6 +93,7 @@ def test_two_and_two_epochs_are_four(folder):
         assert whole == (folder / f"parts{kind}").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["momentum", "adagrad", "sgd"])
 def test_every_optimizer_resumes(optimizer, folder):
     flags = ["--optimizer", optimizer, "--network", "mlp"]
@@ -128,7 +129,9 @@ def test_resuming_refuses_other_data(folder):
     data.write_bytes(gzip.compress(gzip.decompress(data.read_bytes()) + b" "))
     done = run("train_async", "--epochs", 2, "--resume")
     assert done.returncode == 2
-    assert "work/mnist.json.gz is not what mnist.safetensors was trained on" in done.stderr
+    assert (
+        "work/mnist.json.gz is not what mnist.safetensors was trained on" in done.stderr
+    )
 
 
 def test_resuming_a_finished_training_says_so(folder):
@@ -163,6 +166,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [2, 3, 4, 5])
 def test_killed_while_saving_it_resumes_from_the_last_finished_epoch(saves, folder):
     """Each epoch saves twice: the checkpoint, then the parameters."""
@@ -180,6 +184,7 @@ def test_killed_while_saving_it_resumes_from_the_last_finished_epoch(saves, fold
     assert whole == (folder / "mnist.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_in_mid_training_it_resumes_from_the_last_finished_epoch(folder):
     command = [sys.executable, str(ROOT / "train_async.py"), "--epochs", "1000"]
     with subprocess.Popen(
