@@ -11,7 +11,7 @@ that form first. Here it is, in steps that --show lets you see:
 
 The first command prints
 
-    work/example_0.png: 0  (96.0 %)
+    work/example_0.png: 0  (98.6 %)
 """
 
 import argparse

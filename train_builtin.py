@@ -8,7 +8,7 @@ digit as a number, and ten epochs of plain gradient descent show how far that go
 
 Not far. The first command ends with
 
-    test: 0000 / 10000 correct (00.00 %), mean absolute error 0.000
+    test: 2395 / 10000 correct (23.95 %), mean absolute error 1.456
 """
 
 import argparse

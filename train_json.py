@@ -8,7 +8,7 @@ hands them out in batches, and chapter 4's straight line is trained on these:
 
 The lesson is the data, not the digits. The first command ends with
 
-    test: 0000 / 10000 correct (00.00 %), mean absolute error 0.000
+    test: 2472 / 10000 correct (24.72 %), mean absolute error 1.439
 """
 
 import argparse
@@ -428,6 +428,7 @@ def run(args):
         start = time.perf_counter()
         batches = train_batches(epoch)
         loss = train(network, optimizer, batches, steps, epoch, args.epochs)
+        seconds = time.perf_counter() - start
         count, right, error = evaluate(network, valid_batches())
         facts = {
             "network": "linear",
@@ -442,7 +443,7 @@ def run(args):
         print(
             f"epoch {epoch + 1}/{args.epochs}: loss {loss:.4f}, "
             f"valid {right} / {count} ({100 * right / count:.2f} %), "
-            f"{count - right} misses, {time.perf_counter() - start:.1f} s",
+            f"{count - right} misses, {seconds:.1f} s",
             flush=True,
         )
     count, right, error = evaluate(network, test_batches())

@@ -743,7 +743,8 @@ def pictures(home, runs=3, folder=None):
     with open(folder / "index.csv", encoding="utf-8") as file:
         index = list(csv.DictReader(file))
     kinds = sorted({row["kind"] for row in index})
-    found = {kind: [] for kind in (*kinds, "all", "called clear", "right of these")}
+    also = ("all", "called clear", "right of these", "all, only resized")
+    found = {kind: [] for kind in (*kinds, *also)}
     for seed in range(runs):
         run("train_async.py", "--seed", seed, cwd=home)
         paths = [str(folder / row["file"]) for row in index]
@@ -758,6 +759,10 @@ def pictures(home, runs=3, folder=None):
         found["called clear"].append(100 * statistics.mean(clear))
         sure = [r for r, c in zip(right, clear) if c]
         found["right of these"].append(100 * statistics.mean(sure))
+        out, _, _ = run("predict.py", "--raw", *paths, cwd=home)
+        said = dict(line.rsplit(": ", 1) for line in out.splitlines())
+        right = [said[path].startswith(row["label"]) for path, row in zip(paths, index)]
+        found["all, only resized"].append(100 * statistics.mean(right))
         progress(f"seed {seed}: {found['all'][-1]:.2f} %")
     rows = [(name, around(values, "{:.1f}")) for name, values in found.items()]
     table((f"{len(index)} pictures, {runs} seeds", "%"), *rows)
