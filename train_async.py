@@ -182,6 +182,8 @@ def parse_splits(stream, limit):
         kind = expected.get(brackets.translate(None, b" \t\r\n"))
         if kind == "end":
             return splits
+        if text is None:
+            kind = None  # The file ends where a list would have to begin.
         place = f"set {len(splits) + 1} of 3, image {len(images) // PIXELS}"
         try:
             if kind == "image":

@@ -84,6 +84,7 @@ DATA = {
     "not json": gz("hello, world"),
     "not text": gz(bytes(range(256)) * 9),
     "json cut short": gz(json.dumps(splits())[:-3]),
+    "json cut at a bracket": gz("[[[" + json.dumps(ROW) + ",["),
     "json with a tail": gz(json.dumps(splits()) + "[1]"),
     "a number": gz("3"),
     "an object": gz('{"train": []}'),
