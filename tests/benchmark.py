@@ -622,7 +622,7 @@ def others(home, runs=1):
         (home / f"in_{name}.py").write_text(source)
         seconds = []
         for _ in range(runs):
-            out, _, _ = run(f"in_{name}.py", cwd=home)
+            out, _, _ = run(f"in_{name}.py", cwd=home, KERAS_BACKEND=backend)
             spent, epochs, right, version = out.split(maxsplit=3)
             seconds.append(float(spent))
             progress(f"{name}: {spent} s")
