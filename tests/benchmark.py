@@ -612,6 +612,7 @@ def batches(size, epoch):
 def others(home, runs=1):
     """Training seconds until 99 % in other frameworks, where they are installed."""
     (home / "common.py").write_text(COMMON)
+    backend = "tensorflow" if importlib.util.find_spec("tensorflow") else "torch"
     rows = [
         ("framework, as its MNIST example", "training, s", "epochs", "right of 10,000")
     ]
