@@ -16,6 +16,7 @@ import csv
 import datetime
 import importlib.util
 import io
+import json
 import os
 import platform
 import re
@@ -24,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -49,28 +49,34 @@ def progress(text):
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
+# A process's peak memory includes that of the process which started it, up to then: a
+# small one starts it here, and tells how it went.
+LAUNCH = """
+import json, os, resource, subprocess, sys, time
+begin = time.perf_counter()
+status = subprocess.call(sys.argv[2:])
+took = time.perf_counter() - begin
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+with open(sys.argv[1], "w") as file:
+    json.dump([status, took, peak], file)
+"""
+
+
 def run(*command, cwd, **environment):
     """Run a command; return (stdout, seconds, peak memory in MB); it must succeed."""
     command = [sys.executable, *map(str, command)]
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    ) as process:
-        said = []
-        reader = threading.Thread(target=lambda: said.append(process.stdout.read()))
-        reader.start()
-        errors = process.stderr.read()
-        reader.join()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{command} failed:\n{errors}")
-    return said[0], time.perf_counter() - start, usage.ru_maxrss / 1024
+    with tempfile.NamedTemporaryFile("r") as told:
+        done = subprocess.run(
+            [sys.executable, "-c", LAUNCH, told.name, *command],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+        )
+        status, took, peak = json.loads(told.read())
+    if status:
+        raise SystemExit(f"{command} failed:\n{done.stderr}")
+    return done.stdout, took, peak
 
 
 def load(script):
