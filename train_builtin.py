@@ -158,10 +158,7 @@ def build_network():
 
     It takes float32 [N, 784] and gives float32 [N, 1], the digit as a number.
     """
-    return nn.Sequential(
-        ("flatten", nn.Flatten()),  # [N, 784]
-        ("fc", nn.Linear(PIXELS, 1)),  # [N, 1], 785 parameters
-    )
+    return nn.Sequential(("fc", nn.Linear(PIXELS, 1)))  # 785 parameters
 
 
 # -------------------------------------------------------------------------- training
