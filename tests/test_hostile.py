@@ -175,6 +175,16 @@ def test_broken_data_is_refused(case, keeper, module, capsys):
     assert not (keeper / "broken.npz").exists()
 
 
+def test_data_that_may_not_be_read_are_refused(keeper, module, capsys):
+    path = keeper / "secret.json.gz"
+    path.write_bytes(GOOD)
+    path.chmod(0)
+    if not os.geteuid():  # Root may read all but such a thing as this.
+        path = "/proc/self/mem"
+    status = module("train_json").main(["--data", str(path)])
+    assert str(path) in refused(status, capsys.readouterr().err)
+
+
 def npz(**arrays):
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
