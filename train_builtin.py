@@ -229,9 +229,8 @@ def train(network, optimizer, batches, steps, epoch, epochs):
     title = f"epoch {epoch + 1}/{epochs}"
     with tqdm(batches, title, steps, leave=False, disable=None) as bar:
         for batch, (images, labels) in enumerate(bar):
-            images, labels = paddle.to_tensor(images), paddle.to_tensor(labels)
-            output = network(images)
-            loss = F.square_error_cost(output, labels).mean()
+            output = network(paddle.to_tensor(images))
+            loss = F.square_error_cost(output, paddle.to_tensor(labels)).mean()
             loss.backward()
             optimizer.step()
             optimizer.clear_grad()
