@@ -229,6 +229,8 @@ def train(network, optimizer, batches, steps, epoch, epochs):
     title = f"epoch {epoch + 1}/{epochs}"
     with tqdm(batches, title, steps, leave=False, disable=None) as bar:
         for batch, (images, labels) in enumerate(bar):
+            if stop.asked:
+                raise KeyboardInterrupt
             output = network(paddle.to_tensor(images))
             loss = F.square_error_cost(output, paddle.to_tensor(labels)).mean()
             loss.backward()
@@ -353,16 +355,27 @@ def parse(arguments):
     return parser.parse_args(arguments)
 
 
+def stop(*_):
+    """Answer Ctrl-C and SIGTERM: remember them, for what is raised may get lost.
+
+    It does where a library happens to tidy up, which then would only print about it.
+    """
+    stop.asked = True
+    sys.unraisablehook = lambda _: None
+    raise KeyboardInterrupt
+
+
 def main(arguments=None):
     """Run the script; return 0, 2 after a user's mistake, 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop.asked = False
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         run(parse(arguments))
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        sys.unraisablehook = lambda _: None  # Half-made objects may fail to tidy up.
         print("stopped: what was finished before is on disk", file=sys.stderr)
         return 130
     return 0
