@@ -5,7 +5,7 @@ digits are size-normalised and centred, so a picture from outside must be brough
 that form first. Here it is, in steps that --show lets you see:
 
     python predict.py work/example_0.png
-    python predict.py photos/ --show
+    python predict.py work/ --show
     python predict.py work/example_0.png --raw
     python predict.py --samples 100
 
@@ -857,10 +857,11 @@ def show_samples(network, args):
     print(f"{right} / {len(labels)} right, the wrong ones marked")
     if values.shape[1] == 1:
         error = np.abs(values[:, 0] - labels).mean()
+        if right < len(labels) / 2:
+            print("As the article found: most are wrong.")
         print(
-            f"As the article found: most are wrong. The outputs miss by {error:.2f} on"
+            f"The outputs miss by {error:.2f} on average: a number may, a name may not."
         )
-        print("average, which a number may do, but a digit's name may not.")
 
 
 # --------------------------------------------------------------------------- drawing
@@ -1040,10 +1041,13 @@ def parse(arguments):
     add("--gpu", action="store_true", help="predict on GPU 0")
     add("--params", default="mnist", help="default: mnist, for mnist.safetensors")
     add(
-        "--samples", type=number(int, 1, 10**4), metavar="N", help="N of the data's own"
+        "--samples",
+        type=number(int, 1, 10**4),
+        metavar="N",
+        help="N training images, and their labels",
     )
     add("--data", default="work/mnist.json.gz", help="default: work/mnist.json.gz")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of --samples")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="which samples")
     add("--show", action="store_true", help="draw what was given, and what was seen")
     add("--raw", action="store_true", help="only resize, as the article does")
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ loss and optimizer, several devices, and going on after an interruption:
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo \\
         train_async.py
 
-The fourth is the article's training to the letter. The first one ends with
+The one with sgd is the article's training to the letter. The first one ends with
 
     test: 9927 / 10000 correct (99.27 %)
 """
@@ -910,7 +910,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(arguments):
     """Return the command line's flags; None stands for those to settle later."""
-    parser = Parser(description="Read beside training, and train a network that reads.")
+    parser = Parser(description="Train on batches that are read asynchronously.")
     add = parser.add_argument
     add("--gpu", action="store_true", help="train on GPU 0, or this process's GPU")
     add("--epochs", type=number(int, 1, 10**6), default=3, help="default: 3")
@@ -925,7 +925,9 @@ def parse(arguments):
     add("--optimizer", choices=LEARNING_RATES, help="default: adam")
     add("--augment", action=argparse.BooleanOptionalAction, help="default: on")
     add("--workers", type=number(int, 0, 64), help="reading processes; 0: a thread")
-    add("--resume", action="store_true", help="go on from the parameters file")
+    add(
+        "--resume", action="store_true", help="go on, with the settings that were saved"
+    )
     return parser.parse_args(arguments)
 
 

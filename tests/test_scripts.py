@@ -77,7 +77,7 @@ def functions(script):
     return found
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(SCRIPTS, 2), ids="-".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(SCRIPTS, 2)), ids="-".join)
 def test_functions_of_the_same_name_are_the_same_text(pair):
     one, other = map(functions, pair)
     for name in (one.keys() & other.keys()) - LESSONS:
