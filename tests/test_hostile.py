@@ -566,6 +566,7 @@ def test_show_batch_refuses_senseless_flags(arguments, keeper, module, capsys):
     refused(module("show_batch").main(arguments), capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, arguments",
     [

@@ -35,6 +35,7 @@ def test_same_seed_gives_the_same_bytes(folder):
     assert one.read_bytes() != two.read_bytes()
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_who_reads(folder):
     for workers in (0, 1, 3):
         name = f"by{workers}"
