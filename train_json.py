@@ -516,6 +516,9 @@ def main(arguments=None):
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # Whoever reads the output, `head` say, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except KeyboardInterrupt:
         print("stopped: what was finished before is on disk", file=sys.stderr)
         return 130

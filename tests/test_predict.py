@@ -33,6 +33,15 @@ def test_a_folder_is_read_in_one_go(reader):
     assert [line[: len(path)] for line, path in zip(lines, EXAMPLES)] == EXAMPLES
 
 
+def test_a_reader_that_has_seen_enough_is_no_crash(reader):
+    command = f"{sys.executable} {ROOT / 'predict.py'} work work work | head -1"
+    done = subprocess.run(
+        command, shell=True, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout.startswith("work/example_0.png: 0")
+    assert done.stderr == ""
+
+
 def test_an_unreadable_picture_is_named_and_the_others_are_read(reader):
     (reader / "work" / "broken.png").write_bytes(b"nothing")
     (reader / "work" / "example_3.png").write_bytes(b"")
