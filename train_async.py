@@ -22,6 +22,7 @@ import argparse
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -338,20 +339,21 @@ def load_data(
     images, labels = (array[:limit] for array in read_splits(path)[0][mode])
     print(f"{mode}: {len(images)} images, {len(labels)} labels")
 
+    # A rest too small to give each process an image goes into the batch before it.
+    starts = range(0, len(images) - processes + 1, batch_size)
+
     def batches(epoch=0, worker=0, workers=1):
         order = np.arange(len(images), dtype=np.uint32)
         if mode == "train":
             # A model remembers best what it saw last, so that must not be one digit.
             np.random.default_rng([seed, epoch]).shuffle(order)
-        # A rest too small to give each process an image goes into the batch before it.
-        cuts = range(batch_size, len(order) - processes + 1, batch_size)
-        for index, chosen in enumerate(np.split(order, cuts)):
-            # Chance hangs on the batch, not on who reads it or what was read before.
-            if index % workers != worker:
-                continue
-            chosen = chosen[rank::processes]
+        for index in range(worker, len(starts), workers):
+            last = index + 1 == len(starts)
+            end = len(order) if last else starts[index + 1]
+            chosen = order[starts[index] + rank : end : processes]
             batch = images[chosen]
             if augmented:
+                # Chance hangs on the batch, not on who reads it or what came before.
                 rng = np.random.default_rng([seed, epoch, index, rank])
                 batch = augment(batch, rng)
             yield (
@@ -359,7 +361,7 @@ def load_data(
                 labels[chosen, None].astype(np.float32),
             )
 
-    return batches, len(range(batch_size, len(images) - processes + 1, batch_size)) + 1
+    return batches, len(starts)
 
 
 class Reader(paddle.io.IterableDataset):
@@ -398,11 +400,15 @@ def leave_signals(worker):
 
 
 def show_reader(batches, workers, device):
-    """Print where an epoch's batches land, and index and shapes of the first six."""
+    """Print where an epoch's batches land, and shapes of the first six; return all."""
     reader = f"{workers} process{'es' * (workers > 1)}" if workers else "a thread"
     print(f"batches land on {device}, read by {reader}; the first six:")
-    for index, (images, labels) in zip(range(6), batches):
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 6))
+    for index, (images, labels) in enumerate(first):
         print(f"  {index} {list(images.shape)} {list(labels.shape)}")
+    # Behind its end, paddle's iterator may not be asked for more.
+    return itertools.chain(first, batches if len(first) == 6 else ())
 
 
 def usable_workers(asked, useful):
@@ -557,7 +563,7 @@ def average(averaged, network, step):
     a falling learning rate does, but needs no end of training to fall towards.
     """
     for mean, now in zip(averaged.parameters(), network.parameters()):
-        mean.lerp_(now, (DECAY + 1) / (step + DECAY))
+        mean.add_((now - mean) * ((DECAY + 1) / (step + DECAY)))  # lerp_ leaks memory.
 
 
 def compute_loss(output, labels):
@@ -773,6 +779,37 @@ def settle(args, saved):
     return settings
 
 
+def end_epoch(path, epochs, steps, network, kept, optimizer, progress, digest, batches):
+    """Validate and save after that many epochs and steps; return (images, right).
+
+    progress: what save_checkpoint writes beside the tensors, updated here. digest: the
+    data file's sha256. batches: of the validation set. Raises UserError, and leaves the
+    files alone, if nothing was learnt.
+    """
+    for buffer, now in zip(kept.buffers(), network.buffers()):
+        buffer.set_value(now)  # Batch normalisation's statistics.
+    count, right, _, clear = evaluate(kept, batches)
+    if steps > WARM_UP and right < 0.12 * count:
+        raise UserError(
+            f"no better than guessing after {epochs} epochs, {path} is as it was: "
+            "give a smaller --lr"
+        )
+    progress["previous"] = progress["facts"]
+    progress["facts"] = {
+        "network": progress["settings"]["network"],
+        "loss": progress["settings"]["loss"],
+        "pixels": [-1, 1],
+        "epochs": epochs,
+        "accuracy": right / count,
+        "seed": progress["settings"]["seed"],
+        "data": digest,
+    }
+    if clear is not None:
+        progress["facts"]["clear"] = clear
+    save_checkpoint(path, network, kept, optimizer, progress)
+    return count, right
+
+
 def run(args):
     """Load the data, show the reader, train, validate, save, and test at the end."""
     rank, processes = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
@@ -805,7 +842,9 @@ def run(args):
     test_batches, _ = load_data("eval", args.data, 1000, limit=limit)
 
     workers = usable_workers(args.workers, augmented and processes == 1)
-    show_reader(read_ahead(train_batches, 0, workers, device), workers, device)
+    first = progress["facts"]["epochs"] if args.resume else 0
+    batches = read_ahead(train_batches, first, workers, device)
+    batches = show_reader(batches, workers, device)
 
     paddle.seed(seed)
     network = build_network(settings["network"], OUTPUTS[settings["loss"]])
@@ -818,12 +857,10 @@ def run(args):
         kept = build_network(settings["network"], OUTPUTS[settings["loss"]])
         kept.set_state_dict(network.state_dict())
 
-    first = 0
     if args.resume:
         if progress["facts"].get("data") != digest:
             raise UserError(f"{args.data} is not what {path} was trained on")
         resume(path, tensors, progress, network, kept, optimizer, schedule)
-        first = progress["facts"]["epochs"]
         if rank == 0:
             save_parameters(path, kept.state_dict(), progress["facts"])
         if first >= args.epochs:
@@ -835,7 +872,8 @@ def run(args):
     model = paddle.DataParallel(network) if processes > 1 else network
     for epoch in range(first, args.epochs):
         start = time.perf_counter()
-        batches = read_ahead(train_batches, epoch, workers, device)
+        if epoch > first:
+            batches = read_ahead(train_batches, epoch, workers, device)
         try:
             loss = train(
                 model, kept, optimizer, schedule, batches, steps, epoch, args.epochs
@@ -847,27 +885,17 @@ def run(args):
         seconds = time.perf_counter() - start
         if rank:
             continue  # One process validates and saves for all.
-        for buffer, now in zip(kept.buffers(), network.buffers()):
-            buffer.set_value(now)  # Batch normalisation's statistics.
-        count, right, _, clear = evaluate(kept, valid_batches())
-        if (epoch + 1) * steps > WARM_UP and right < 0.12 * count:
-            raise UserError(
-                f"no better than guessing after {epoch + 1} epochs, {path} is as it "
-                "was: give a smaller --lr"
-            )
-        progress["previous"] = progress["facts"]
-        progress["facts"] = {
-            "network": settings["network"],
-            "loss": settings["loss"],
-            "pixels": [-1, 1],
-            "epochs": epoch + 1,
-            "accuracy": right / count,
-            "seed": seed,
-            "data": digest,
-        }
-        if clear is not None:
-            progress["facts"]["clear"] = clear
-        save_checkpoint(path, network, kept, optimizer, progress)
+        count, right = end_epoch(
+            path,
+            epoch + 1,
+            (epoch + 1) * steps,
+            network,
+            kept,
+            optimizer,
+            progress,
+            digest,
+            valid_batches(),
+        )
         print(
             f"epoch {epoch + 1}/{args.epochs}: loss {loss:.4f}, "
             f"valid {right} / {count} ({100 * right / count:.2f} %), "
