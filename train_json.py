@@ -12,6 +12,7 @@ The lesson is the data, not the digits. The first command ends with
 """
 
 import argparse
+import errno
 import functools
 import gzip
 import hashlib
@@ -513,12 +514,18 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, stop)
     try:
         run(parse(arguments))
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # Whoever reads the output, `head` say, has seen enough.
+    except OSError as error:  # Of what is printed; files have messages of their own.
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        if error.errno == errno.EPIPE:  # Whoever reads it, `head` say, has seen enough.
+            return 1
+        print("error: standard output: no space left on its disk", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped: what was finished before is on disk", file=sys.stderr)
         return 130

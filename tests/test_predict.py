@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_a_reader_that_has_seen_enough_is_no_crash(reader):
     )
     assert done.stdout.startswith("work/example_0.png: 0")
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("command", [["predict.py", "work"], ["show_batch.py"]])
+def test_output_to_a_full_disk_is_one_line(reader, command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, ROOT / command[0], *command[1:]],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: no space left on its disk\n"
 
 
 def test_an_unreadable_picture_is_named_and_the_others_are_read(reader):
