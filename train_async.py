@@ -243,7 +243,9 @@ def read_cache(path, digest):
         for images, labels in splits.values():
             if images.shape != (len(labels), 28, 28) or images.dtype != np.uint8:
                 raise ValueError("not grey images with a label each")
-            if labels.shape != (len(labels),) or not np.isin(labels, range(10)).all():
+            if labels.shape != (len(labels),) or labels.dtype != np.uint8:
+                raise ValueError("not a label each")
+            if labels.max(initial=0) > 9:
                 raise ValueError("labels that are no digits")
     except FileNotFoundError:
         return None
@@ -328,7 +330,7 @@ def augment(images, rng):
 def load_data(
     mode, path, batch_size, seed=0, limit=None, augmented=False, rank=0, processes=1
 ):
-    """Return a function that yields an epoch's batches, and how many these are.
+    """Return a function that gives an epoch's batches, and how many these are.
 
     mode: "train", "valid" or "eval"; only "train" is shuffled, anew in each epoch.
     Each batch is (images float32 [N, 1, 28, 28] in [-1, 1], labels float32 [N, 1]);
@@ -343,24 +345,27 @@ def load_data(
     # A rest too small to give each process an image goes into the batch before it.
     starts = range(0, len(images) - processes + 1, batch_size)
 
+    def batch(epoch, index, order):
+        last = index + 1 == len(starts)
+        end = len(order) if last else starts[index + 1]
+        chosen = order[starts[index] + rank : end : processes]
+        pixels = images[chosen]
+        if augmented:
+            # Chance hangs on the batch, not on who reads it or what came before.
+            pixels = augment(pixels, np.random.default_rng([seed, epoch, index, rank]))
+        return (
+            pixels[:, None].astype(np.float32) / 127.5 - 1,
+            labels[chosen, None].astype(np.float32),
+        )
+
     def batches(epoch=0, worker=0, workers=1):
         order = np.arange(len(images), dtype=np.uint32)
         if mode == "train":
             # A model remembers best what it saw last, so that must not be one digit.
             np.random.default_rng([seed, epoch]).shuffle(order)
-        for index in range(worker, len(starts), workers):
-            last = index + 1 == len(starts)
-            end = len(order) if last else starts[index + 1]
-            chosen = order[starts[index] + rank : end : processes]
-            batch = images[chosen]
-            if augmented:
-                # Chance hangs on the batch, not on who reads it or what came before.
-                rng = np.random.default_rng([seed, epoch, index, rank])
-                batch = augment(batch, rng)
-            yield (
-                batch[:, None].astype(np.float32) / 127.5 - 1,
-                labels[chosen, None].astype(np.float32),
-            )
+        return (
+            batch(epoch, index, order) for index in range(worker, len(starts), workers)
+        )
 
     return batches, len(starts)
 
