@@ -366,6 +366,9 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
+stop.asked = False
+
+
 def main(arguments=None):
     """Run the script; return 0, 2 after a user's mistake, 130 after Ctrl-C."""
     stop.asked = False
