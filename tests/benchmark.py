@@ -1,6 +1,6 @@
 """Measure every figure of the README, row by row, and print it as Markdown.
 
-    python tests/benchmark.py                  all rows; about two hours
+    python tests/benchmark.py                  all rows; an hour and a half
     python tests/benchmark.py seeds lessons    some rows
     python tests/benchmark.py --list           what rows there are
     python tests/benchmark.py seeds --runs 3   fewer runs than the README's

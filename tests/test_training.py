@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -248,6 +250,35 @@ def test_processes_share_every_batch_without_loss_or_repetition(folder, module):
         expected = images.reshape(-1, 784).astype(np.float32) / 127.5 - 1
         assert len(seen) == len(expected)
         assert (np.sort(seen.sum(1)) == np.sort(expected.sum(1))).all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batch_size", [200, 100, 50])  # 3, 6 and 12 batches
+def test_batches_shown_are_trained_on_too(batch_size, workers, folder, module):
+    script = module("train_async")
+    threads = threading.active_count()
+    batches, steps = script.load_data("train", "work/mnist.json.gz", batch_size)
+    ahead = script.read_ahead(batches, 0, workers, "cpu")
+    seen = list(script.show_reader(ahead, workers, "cpu"))
+    assert len(seen) == steps
+    for (images, labels), (ours, digits) in zip(seen, batches(0)):
+        assert (images.numpy() == ours).all()
+        assert (labels.numpy() == digits).all()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_averaging_leaves_no_memory_behind(module):
+    script = module("train_async")
+    network, kept = (script.build_network("cnn", 10) for _ in range(2))
+
+    def resident(steps):
+        for step in range(steps):
+            script.average(kept, network, step + 1)
+        return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = resident(300)
+    assert resident(3000) - before < 2**20
 
 
 @pytest.mark.slow
