@@ -832,10 +832,6 @@ def run(args):
         tensors, progress = read_checkpoint(path)
     settings = settle(args, progress.get("settings", {}))
     batch_size, seed, limit = (settings[k] for k in ("batch_size", "seed", "limit"))
-    if min(batch_size, limit or batch_size) < processes:
-        raise UserError(
-            f"--batch-size or --limit is too small for {processes} processes"
-        )
 
     print(f"loading mnist dataset from {args.data} ......")
     digest = read_splits(args.data)[1]
@@ -844,6 +840,8 @@ def run(args):
     train_batches, steps = load_data(
         "train", args.data, batch_size, seed, limit, augmented, rank, processes
     )
+    if batch_size < processes or not steps:
+        raise UserError(f"--batch-size or --limit: too small for {processes} processes")
     valid_batches, _ = load_data("valid", args.data, 1000, limit=limit)
     test_batches, _ = load_data("eval", args.data, 1000, limit=limit)
 

@@ -233,6 +233,15 @@ def test_two_processes_learn_what_one_learns(folder):
     assert abs(one["accuracy"] - two["accuracy"]) < 0.1
 
 
+@pytest.mark.slow
+def test_more_processes_than_images_are_refused(folder):
+    done = launch("--limit", 1)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "error: --batch-size or --limit: too small for 2 processes" in said
+    assert not (folder / "mnist.safetensors").exists()
+
+
 def test_processes_share_every_batch_without_loss_or_repetition(folder, module):
     script = module("train_async")
     images = script.read_splits("work/mnist.json.gz")[0]["train"][0]
