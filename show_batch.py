@@ -432,7 +432,7 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, stop)
     try:
         run(parse(arguments))
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2

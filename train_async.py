@@ -19,6 +19,7 @@ The one with sgd is the article's training to the letter. The first one ends wit
 """
 
 import argparse
+import contextlib
 import errno
 import functools
 import gzip
@@ -403,6 +404,17 @@ def leave_signals(worker):
     """Let the main process alone answer Ctrl-C; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+@contextlib.contextmanager
+def readers_at_work():
+    """Raise UserError when a reading process dies within this block."""
+    try:
+        yield
+    except SystemError:  # What paddle raises, from wherever the training just was.
+        raise UserError(
+            "a reading process was killed; --workers 0 trains without one"
+        ) from None
 
 
 def show_reader(batches, workers, device):
@@ -795,7 +807,7 @@ def end_epoch(path, epochs, steps, network, kept, optimizer, progress, digest, b
     for buffer, now in zip(kept.buffers(), network.buffers()):
         buffer.set_value(now)  # Batch normalisation's statistics.
     count, right, _, clear = evaluate(kept, batches)
-    if steps > WARM_UP and right < 0.12 * count:
+    if steps > WARM_UP and count >= 100 and right < 0.12 * count:
         raise UserError(
             f"no better than guessing after {epochs} epochs, {path} is as it was: "
             "give a smaller --lr"
@@ -848,7 +860,8 @@ def run(args):
     workers = usable_workers(args.workers, augmented and processes == 1)
     first = progress["facts"]["epochs"] if args.resume else 0
     batches = read_ahead(train_batches, first, workers, device)
-    batches = show_reader(batches, workers, device)
+    with readers_at_work():
+        batches = show_reader(batches, workers, device)
 
     paddle.seed(seed)
     network = build_network(settings["network"], OUTPUTS[settings["loss"]])
@@ -878,14 +891,10 @@ def run(args):
         start = time.perf_counter()
         if epoch > first:
             batches = read_ahead(train_batches, epoch, workers, device)
-        try:
+        with readers_at_work():
             loss = train(
                 model, kept, optimizer, schedule, batches, steps, epoch, args.epochs
             )
-        except SystemError:  # What paddle raises, from wherever the training just was.
-            raise UserError(
-                "a reading process was killed; --workers 0 trains without one"
-            ) from None
         seconds = time.perf_counter() - start
         if rank:
             continue  # One process validates and saves for all.
@@ -983,7 +992,7 @@ def main(arguments=None):
     signal.signal(signal.SIGTERM, stop)
     try:
         run(parse(arguments))
-        sys.stdout.flush()
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2

@@ -58,6 +58,14 @@ def test_output_to_a_full_disk_is_one_line(reader, command):
     assert done.stderr == "error: standard output: no space left on its disk\n"
 
 
+def test_closed_output_is_no_crash(reader):
+    command = f"{sys.executable} {ROOT / 'predict.py'} work >&-"
+    done = subprocess.run(
+        command, shell=True, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_unreadable_picture_is_named_and_the_others_are_read(reader):
     (reader / "work" / "broken.png").write_bytes(b"nothing")
     (reader / "work" / "example_3.png").write_bytes(b"")
