@@ -857,7 +857,8 @@ def show_samples(network, args):
         print("digit " + "  ".join(map(str, digits[row])))
         print(("      " + "  ".join(marks)).rstrip())
     right = int((digits == labels).sum())
-    print(f"{right} / {len(labels)} right, the wrong ones marked")
+    marked = ", the wrong ones marked" if right < len(labels) else ""
+    print(f"{right} / {len(labels)} right{marked}")
     if values.shape[1] == 1:
         error = np.abs(values[:, 0] - labels).mean()
         if right < len(labels) / 2:

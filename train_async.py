@@ -19,7 +19,6 @@ The one with sgd is the article's training to the letter. The first one ends wit
 """
 
 import argparse
-import contextlib
 import errno
 import functools
 import gzip
@@ -30,6 +29,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 import time
@@ -404,17 +404,6 @@ def leave_signals(worker):
     """Let the main process alone answer Ctrl-C; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
-@contextlib.contextmanager
-def readers_at_work():
-    """Raise UserError when a reading process dies within this block."""
-    try:
-        yield
-    except SystemError:  # What paddle raises, from wherever the training just was.
-        raise UserError(
-            "a reading process was killed; --workers 0 trains without one"
-        ) from None
 
 
 def show_reader(batches, workers, device):
@@ -829,7 +818,7 @@ def end_epoch(path, epochs, steps, network, kept, optimizer, progress, digest, b
 
 
 def run(args):
-    """Load the data, show the reader, train, validate, save, and test at the end."""
+    """Load the data, train while showing how, validate, save, and test at the end."""
     rank, processes = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     if rank:
         sys.stdout = open(os.devnull, "w")  # One process speaks for all.
@@ -857,12 +846,6 @@ def run(args):
     valid_batches, _ = load_data("valid", args.data, 1000, limit=limit)
     test_batches, _ = load_data("eval", args.data, 1000, limit=limit)
 
-    workers = usable_workers(args.workers, augmented and processes == 1)
-    first = progress["facts"]["epochs"] if args.resume else 0
-    batches = read_ahead(train_batches, first, workers, device)
-    with readers_at_work():
-        batches = show_reader(batches, workers, device)
-
     paddle.seed(seed)
     network = build_network(settings["network"], OUTPUTS[settings["loss"]])
     size = sum(p.size for p in network.parameters() if p.trainable)
@@ -874,7 +857,9 @@ def run(args):
         kept = build_network(settings["network"], OUTPUTS[settings["loss"]])
         kept.set_state_dict(network.state_dict())
 
+    first = 0
     if args.resume:
+        first = progress["facts"]["epochs"]
         if progress["facts"].get("data") != digest:
             raise UserError(f"{args.data} is not what {path} was trained on")
         resume(path, tensors, progress, network, kept, optimizer, schedule)
@@ -887,14 +872,20 @@ def run(args):
     else:
         progress = {"settings": settings, "facts": facts_of(path)}
     model = paddle.DataParallel(network) if processes > 1 else network
+    workers = usable_workers(args.workers, augmented and processes == 1)
     for epoch in range(first, args.epochs):
         start = time.perf_counter()
-        if epoch > first:
+        try:
             batches = read_ahead(train_batches, epoch, workers, device)
-        with readers_at_work():
+            if epoch == first:
+                batches = show_reader(batches, workers, device)
             loss = train(
                 model, kept, optimizer, schedule, batches, steps, epoch, args.epochs
             )
+        except SystemError:  # What paddle raises, from wherever the training just was.
+            raise UserError(
+                "a reading process was killed; --workers 0 trains without one"
+            ) from None
         seconds = time.perf_counter() - start
         if rank:
             continue  # One process validates and saves for all.
@@ -921,7 +912,9 @@ def run(args):
     print(f"test: {right} / {count} correct ({100 * right / count:.2f} %)", end="")
     print("" if error is None else f", mean absolute error {error:.3f}")
     print(f"saved: {path}")
-    print("next: python predict.py work/example_0.png")
+    what = "work/example_0.png" if error is None else "--samples 100"
+    named = "" if args.params == "mnist" else f" --params {shlex.quote(args.params)}"
+    print(f"next: python predict.py {what}{named}")
 
 
 def printable(text):

@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import struct
 import sys
@@ -314,7 +315,8 @@ def run(args):
     print("Why so few: a straight line has one weight for each pixel, the same for all")
     print("digits, but ink in one place speaks for a 1 here and for a 4 or a 9 there.")
     print(f"saved: {path}")
-    print("next: python predict.py --samples 100")
+    named = "" if args.params == "mnist" else f" --params {shlex.quote(args.params)}"
+    print(f"next: python predict.py --samples 100{named}")
 
 
 def printable(text):

@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -456,7 +457,8 @@ def run(args):
     print(f"test: {right} / {count} correct ({100 * right / count:.2f} %), ", end="")
     print(f"mean absolute error {error:.3f}")
     print(f"saved: {path}")
-    print("next: python predict.py --samples 100")
+    named = "" if args.params == "mnist" else f" --params {shlex.quote(args.params)}"
+    print(f"next: python predict.py --samples 100{named}")
 
 
 def printable(text):

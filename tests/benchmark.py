@@ -569,7 +569,7 @@ print(spent, epoch + 1, right, torch.__version__)
 '''
 
 LENET = '''
-"""The LeNet of PaddlePaddle's MNIST tutorial, trained as that is."""
+"""The LeNet of PaddlePaddle's MNIST tutorial, with its optimizer and batch size."""
 import sys, time
 import paddle
 from common import batches

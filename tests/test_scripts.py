@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def test_training_script_runs_alone_in_an_empty_folder(script, folder):
     assert out.splitlines()[0].startswith("device: cpu, threads: ")
     assert out.splitlines()[-1].startswith("next: python predict.py")
     assert (folder / "mnist.safetensors").is_file()
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_the_next_command_that_it_names_can_be_typed(script, folder):
+    flags = ["--epochs", 1, "--limit", 200, "--params", "my digits"]
+    out = succeed(script, *flags, cwd=folder)
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:3] == ["next:", "python", "predict.py"]
+    assert succeed("predict", *words[3:], cwd=folder)
 
 
 @pytest.mark.parametrize("source", ["builtin", "json"])
