@@ -630,6 +630,10 @@ def one_digit(done):
     if "digit" not in first:
         return True
     digit, ink = first["digit"], first["ink"]
+    parts = label_parts(ink)
+    frame = np.isin(parts, np.setdiff1d(edge_of(parts), 0))
+    if not (digit & frame).any():
+        ink = ink & ~frame  # The table under the paper, a corner in the shade.
     areas = np.bincount(label_parts(digit).ravel())[1:]
     top, bottom, left, right = box_of(digit)
     return bool(

@@ -86,6 +86,25 @@ def four():
     return np.array(image)
 
 
+@pytest.mark.parametrize("place", [(600, 300), (1500, 1100), (2500, 1700)])
+def test_a_phone_photo_in_bad_light_is_read_and_clear(place, four, reader):
+    """12 megapixels, turned by EXIF, a corner in the shade, grainy, the digit small."""
+    chance = np.random.default_rng(3)
+    ink = np.array(Image.fromarray(np.uint8(four < 128)).resize((900, 900))) * 0.75
+    light = 225 * np.linspace(1, 0.8, 4000)[:, None] * np.linspace(0.55, 1.05, 3000)
+    grain = Image.fromarray(chance.normal(1, 0.014, (1000, 750))).resize((3000, 4000))
+    photo = light * np.array(grain) + chance.normal(0, 6, (4000, 3000))
+    top, left = place
+    photo[top : top + 900, left : left + 900] *= 1 - ink
+    turned = Image.fromarray(np.uint8(photo.clip(0, 255))).rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x112] = 6  # Orientation: to be shown turned back.
+    turned.save("photo.jpg", quality=80, exif=exif)
+    assert re.fullmatch(
+        r"photo\.jpg: 4  \(.*%\)", succeed("predict", "photo.jpg").strip()
+    )
+
+
 def layers(four, ink, paper=(0, 0, 0, 0)):
     """Return an RGBA picture of ink on paper, both four values 0-255."""
     weight = (255 - four[..., None].astype(float)) / 255
