@@ -8,121 +8,111 @@ import shutil
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("train_builtin", "train_json", "train_async", "predict", "show_batch")
-SIZES = {"train": 600, "valid": 200, "eval": 200}
+SCRIPTS = ["train_builtin", "train_json", "train_async", "predict", "show_batch"]
+KINDS = ["images-idx3", "labels-idx1"]  # Of MNIST's files.
+POOL = ThreadPoolExecutor(2)  # Most of a short run is `import paddle`: two at a time.
+# What a notebook and a launcher leave behind must not matter.
+ENVIRONMENT = os.environ | {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PADDLE_TRAINERS_NUM": "2",
+    "PYTHONIOENCODING": "utf-8",
+}
 
 
-def read_idx(name, header):
-    """Return the bytes of one of MNIST's files in work/, behind its header: uint8."""
-    data = gzip.decompress((ROOT / "work" / name).read_bytes())
-    return np.frombuffer(data, np.uint8, offset=header)
-
-
-def write_idx(path, array):
-    """Write array, uint8 [N] or [N, 28, 28], as a gzipped IDX file."""
-    header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes(), 1))
-
-
-@pytest.fixture(scope="session")
-def real():
-    """The first images of MNIST as {split: (images uint8 [N, 28, 28], labels [N])}."""
-    images = read_idx("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    labels = read_idx("train-labels-idx1-ubyte.gz", 8)
-    test_images = read_idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    test_labels = read_idx("t10k-labels-idx1-ubyte.gz", 8)
-    train, valid, test = SIZES.values()
-    return {
-        "train": (images[:train], labels[:train]),
-        "valid": (images[50000 : 50000 + valid], labels[50000 : 50000 + valid]),
-        "eval": (test_images[:test], test_labels[:test]),
-    }
+def read_idx(name):
+    """Return one of MNIST's files in work/: uint8 [N] or [N, 28, 28]."""
+    data = gzip.decompress((ROOT / "work" / f"{name}-ubyte.gz").read_bytes())
+    if "labels" in name:
+        return np.frombuffer(data, np.uint8, offset=8)
+    return np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
 @pytest.fixture(scope="session")
-def small_work(real, tmp_path_factory):
+def splits():
+    """The first of MNIST: three pairs of images uint8 [N, 28, 28] and labels."""
+    train = [read_idx(f"train-{kind}") for kind in KINDS]
+    test = [read_idx(f"t10k-{kind}") for kind in KINDS]
+    parts = (train, slice(600)), (train, slice(50000, 50200)), (test, slice(200))
+    return [(images[part], labels[part]) for (images, labels), part in parts]
+
+
+@pytest.fixture(scope="session")
+def small_work(splits, tmp_path_factory):
     """A folder work/ like the project's own, with a thousand images in all."""
     work = tmp_path_factory.mktemp("small") / "work"
     work.mkdir()
-    data = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in real.values()]
-    (work / "mnist.json.gz").write_bytes(gzip.compress(json.dumps(data).encode(), 1))
-    write_idx(work / "train-images-idx3-ubyte.gz", real["train"][0])
-    write_idx(work / "train-labels-idx1-ubyte.gz", real["train"][1])
-    write_idx(work / "t10k-images-idx3-ubyte.gz", real["eval"][0])
-    write_idx(work / "t10k-labels-idx1-ubyte.gz", real["eval"][1])
-    for picture in sorted((ROOT / "work").glob("example_*.png")):
+    lists = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
+    (work / "mnist.json.gz").write_bytes(gzip.compress(json.dumps(lists).encode(), 1))
+    for prefix, arrays in (("train", splits[0]), ("t10k", splits[2])):
+        for kind, array in zip(KINDS, arrays):
+            header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
+            data = gzip.compress(header + array.tobytes(), 1)
+            (work / f"{prefix}-{kind}-ubyte.gz").write_bytes(data)
+    for picture in ROOT.glob("work/example_*.png"):
         shutil.copy(picture, work)
     return work
 
 
 @pytest.fixture
-def folder(small_work, tmp_path, monkeypatch, module):
-    """An empty folder with only work/ in it, which becomes the current one."""
+def folder(small_work, tmp_path):
+    """A folder that holds nothing but a small work/."""
     shutil.copytree(small_work, tmp_path / "work")
-    monkeypatch.chdir(tmp_path)
-    for script in module.loaded.values():
-        if hasattr(script, "read_splits"):
-            script.read_splits.cache_clear()  # It knows the data by a relative path.
     return tmp_path
 
 
-def environment(**changes):
-    """Return the environment for a script: no display, home of its own."""
-    removed = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
-    kept = {name: value for name, value in os.environ.items() if name not in removed}
-    return kept | {"PYTHONIOENCODING": "utf-8"} | changes
-
-
-def run(script, *arguments, cwd=".", **options):
-    """Run a script as its user would; return the finished process, text captured."""
-    path = Path(cwd, f"{script}.py")
-    if not path.exists():
-        path = ROOT / path.name
-    options = {"env": environment(), "timeout": 300} | options
-    return subprocess.run(
-        [sys.executable, path, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
+def start(folder, script, *arguments, launcher=()):
+    """Start a script from its copy in the folder, alone beside work/."""
+    if not (folder / f"{script}.py").exists():
+        shutil.copy(ROOT / f"{script}.py", folder)
+    return subprocess.Popen(
+        [sys.executable, *launcher, f"{script}.py", *map(str, arguments)],
+        cwd=folder,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
-        **options,
     )
 
 
-def succeed(script, *arguments, **options):
-    """Run a script that must succeed; return what it printed on stdout."""
-    done = run(script, *arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(folder, script, *arguments, **options):
+    """Run a script to its end; return (status, stdout, stderr)."""
+    process = start(folder, script, *arguments, **options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def succeed(folder, script, *arguments):
+    """Run a script that must succeed and be quiet; return what it printed."""
+    status, out, err = run(folder, script, *arguments)
+    assert (status, err) == (0, ""), out + err
+    return out
 
 
 @pytest.fixture(scope="session")
-def module():
-    """A function that imports a script by its name, once."""
+def script():
+    """A function that imports a script."""
 
     def load(name):
-        if name not in load.loaded:
-            spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-            load.loaded[name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(load.loaded[name])
-        return load.loaded[name]
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
-    load.loaded = {}
     return load
 
 
 @pytest.fixture(scope="session")
-def trained(small_work, tmp_path_factory):
-    """Parameters files made by the real scripts: {kind: path}."""
+def trained(tmp_path_factory):
+    """A folder with all of work/ where the README's first training was run."""
     home = tmp_path_factory.mktemp("trained")
-    shutil.copytree(small_work, home / "work")
-    flags = ["--epochs", 12, "--batch-size", 20, "--params", "cnn"]
-    succeed("train_async", *flags, cwd=home)
-    succeed("train_json", "--epochs", 1, "--params", "regression", cwd=home)
-    return {kind: home / f"{kind}.safetensors" for kind in ("cnn", "regression")}
+    (home / "work").symlink_to(ROOT / "work")
+    (home / "out.txt").write_text(succeed(home, "train_async", "--epochs", 3))
+    return home
