@@ -1,7 +1,4 @@
-"""Look at a batch of the data before you train on it: print it, and draw a PNG.
-
-`python show_batch.py --source json` looks at chapter 5's data, else at chapter 4's.
-"""
+"""Look at a batch of the data before you train on it: print it, and draw a PNG."""
 
 import argparse
 import gzip
@@ -49,16 +46,16 @@ def read_json(path):
 def main():
     parser = argparse.ArgumentParser(usage="%(prog)s [options]")
     add = parser.add_argument
-    add("--source", choices=["builtin", "json"], default="builtin", help="(builtin)")
+    add("--source", choices=["builtin", "json"], help="chapter 4's or 5's (builtin)")
     add("--batch-size", type=int, default=8, help="how many images to look at (8)")
     add("--data", default="work/mnist.json.gz", help="read this (work/mnist.json.gz)")
     add("--save", default="show_batch.png", help="draw into this (show_batch.png)")
     args = parser.parse_args()
-    if args.source == "builtin":
-        images, labels = (array[: args.batch_size] for array in read_builtin("train"))
-    else:
+    if args.source == "json":
         images, labels = (np.array(a[: args.batch_size]) for a in read_json(args.data))
         images = images.reshape(-1, 1, 28, 28).astype(np.float32) / 127.5 - 1
+    else:
+        images, labels = (array[: args.batch_size] for array in read_builtin("train"))
     print(f"images: {images.shape} {images.dtype}, {images.min()} to {images.max()}")
     print(f"labels: {labels.shape} {labels.dtype}, the first is {labels[0]}")
     print(f"first image: {np.array2string(images[0].ravel(), threshold=9)}")

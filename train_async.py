@@ -102,20 +102,16 @@ class Batches(paddle.io.Dataset):
 
 
 def build_network(name, outputs):
-    """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs].
+    """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs]."""
 
-    Batch normalization has a bias, so the layer before it needs none. Halving an image
-    by stride costs a CPU less than pooling does.
-    """
-
-    def block(layer, norm, *shape):
+    def block(layer, norm, *shape):  # The bias is batch normalization's.
         return [layer(*shape, bias_attr=False), norm(shape[1]), nn.ReLU()]
 
     if name == "linear":  # 7,850 parameters; with one output 785, as in the article
         return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
     if name == "mlp":  # 203,786 parameters
         layers = [nn.Flatten(), *block(nn.Linear, nn.BatchNorm1D, 784, 256)]
-    if name == "cnn":  # 224,182 parameters
+    if name == "cnn":  # 224,182 parameters; for a CPU, strides are cheaper than pooling
         layers = [
             *block(nn.Conv2D, nn.BatchNorm2D, 1, 20, 5, 2, 2),  # [N, 20, 14, 14]
             *block(nn.Conv2D, nn.BatchNorm2D, 20, 40, 3, 2),  # [N, 40, 6, 6]

@@ -1,7 +1,6 @@
 """What the tests share: the scripts, small real data, and ways to run them."""
 
 import gzip
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["train_builtin", "train_json", "train_async", "predict", "show_batch"]
 KINDS = ["images-idx3", "labels-idx1"]  # Of MNIST's files.
+sys.path.insert(0, str(ROOT))  # For the few tests that import a script.
 POOL = ThreadPoolExecutor(2)  # Most of a short run is `import paddle`: two at a time.
 # What a notebook and a launcher leave behind must not matter.
 ENVIRONMENT = os.environ | {
@@ -94,19 +94,6 @@ def succeed(folder, script, *arguments):
     status, out, err = run(folder, script, *arguments)
     assert (status, err) == (0, ""), out + err
     return out
-
-
-@pytest.fixture(scope="session")
-def script():
-    """A function that imports a script."""
-
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.fixture(scope="session")

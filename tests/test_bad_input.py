@@ -18,11 +18,9 @@ PLACES = [  # (indices into the data, what is put there, what the error says)
     ((0, 0, 1, 0), -1, r"`int` >= 0 - at `\$\[0\]\[0\]\[1\]\[0\]`"),
     ((0, 0, 1, 5), 0.5, "Expected `int`, got `float`"),
     ((0, 0, 1, 5), True, "Expected `int`, got `bool`"),
-    ((0, 0, 1, 5), "7", "Expected `int`, got `str`"),
     ((0, 0, 3), [0] * 783, r"length >= 784 - at `\$\[0\]\[0\]\[3\]`"),
     ((0, 0, 3), [0] * 785, r"length <= 784 - at `\$\[0\]\[0\]\[3\]`"),
     ((1, 1, 7), 10, r"`int` <= 9 - at `\$\[1\]\[1\]\[7\]`"),
-    ((1, 1, 7), 2.5, "Expected `int`, got `float`"),
     ((1, 1), [1] * 199, "200 images, 199 labels"),
     ((2,), [[], []], r"length >= 1 - at `\$\[2\]\[0\]`"),
     ((2,), None, r"Expected `array`, got `null` - at `\$\[2\]`"),
@@ -31,23 +29,19 @@ FILES = [  # (the whole file, what the error says)
     (b"", "truncated"),
     (b"not packed", "Not a gzipped file"),
     (gzip.compress(b"[[[[0,NaN]"), "JSON is malformed"),
-    (gzip.compress(b"{}"), "Expected `array`, got `object`"),
     (gzip.compress(b"[[[[1,2]],[3]]]")[:-9], "end-of-stream marker"),
     (gzip.compress(b"[]")[:10] + b"\xff" * 99, "invalid block type"),
 ]
 COMMANDS = [  # (script, arguments, what the error says)
     ("train_json", "--data nowhere.gz", "nowhere.gz"),
-    ("train_json", "--data work", "work"),
     ("train_json", "--lr 1e9 --params kept", "not finite: use a smaller --lr"),
-    ("train_builtin", "--lr 1e9 --params kept", "not finite: use a smaller --lr"),
+    ("train_builtin", "--params kept", "t10k-images-idx3-ubyte.gz"),
     ("train_async", "--epochs 0 --params kept", "at least 1"),
     ("train_json", "--batch-size 0", "at least 1"),
     ("train_builtin", "--limit -1", "at least 1"),
     ("train_async", "--network resnet", "invalid choice: 'resnet'"),
     ("train_json", "--epochs 1 --params work", "work"),
-    ("train_json", "--epochs 1 --params no/where", "no/where"),
     ("train_json", "--epochs 1 --params /dev/null", "/dev/null is not a regular file"),
-    ("train_async", "--resume --params nowhere", "nowhere"),
     ("train_async", "--resume --params kept --network mlp", "kept is of another"),
     ("train_async", "--resume --params kept --optimizer sgd", "kept is of another"),
     ("show_batch", "--source json --data work/example_0.png", "example_0.png"),
@@ -63,6 +57,8 @@ def place(small_work, tmp_path_factory):
     place = tmp_path_factory.mktemp("bad")
     shutil.copytree(small_work, place / "work")
     succeed(place, "train_async", "--epochs", 1, "--params", "kept")
+    cut = place / "work" / "t10k-images-idx3-ubyte.gz"
+    cut.write_bytes(cut.read_bytes()[:-50])
     return place
 
 
@@ -84,14 +80,9 @@ def test_wrong_flags_and_files_get_one_line_and_leave_the_old_parameters(place):
     assert not list(place.glob("*.tmp"))
 
 
-def test_cut_download_is_named(folder):
-    path = folder / "work" / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-50])
-    assert path.name in refused(folder, "train_builtin")
+def test_bad_data_are_refused_with_their_place(splits, tmp_path):
+    from train_json import read_splits
 
-
-def test_bad_data_are_refused_with_their_place(script, splits, tmp_path):
-    read_splits = script("train_json").read_splits
     good = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
     files = list(FILES)
     for indices, value, words in PLACES:

@@ -41,7 +41,6 @@ def children(process):
 
 def test_first_command_ends_as_the_docstring_says(trained):
     found = correct((trained / "out.txt").read_text())
-    # Other processors round in another way: 20 seeds lie within 0.1 of their mean.
     assert abs(found - correct((ROOT / "train_async.py").read_text("utf-8"))) < 0.2
     assert found > 99.2
 
@@ -77,14 +76,6 @@ def test_killed_training_leaves_no_worker_and_resumes_to_the_same_bytes(
     assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-def test_resuming_goes_on_along_a_longer_cycle(folder):
-    train(folder, "longer", "--epochs", 1, "--batch-size", 20)
-    flags = "--params longer --resume --epochs 8".split()
-    out = succeed(folder, "train_async", *flags)
-    assert "resuming after epoch 0" in out and "\nepoch 7: " in out
-    assert correct(out) > 80
-
-
 def test_killed_worker_is_an_error_and_no_hang(folder):
     process = start(folder, "train_async", "--epochs", 10**5)
     until(process, "^epoch 0: ")
@@ -116,22 +107,6 @@ def test_two_processes_learn_what_one_learns(folder):
     assert abs(correct(one.result()) - correct(out)) < 10
 
 
-def test_networks_losses_and_optimizers_learn(folder):
-    trainings = [
-        "--network mlp --optimizer momentum",
-        "--network linear --optimizer adagrad",
-        "--network cnn --optimizer sgd --lr 0.02",
-        "--network cnn --loss square_error",
-    ]
-    flags = ["--epochs", 6, "--batch-size", 20, "--no-augment", "--params"]
-    for out in POOL.map(
-        lambda t: succeed(folder, "train_async", *flags, t[10:13] + t[-5:], *t.split()),
-        trainings,
-    ):
-        losses = re.findall(r"^epoch \d: loss (\S+),", out, re.M)
-        assert float(losses[-1]) < 0.8 * float(losses[0]), out
-
-
 def test_a_failed_write_keeps_the_old_file(folder):
     before = train(folder, "mnist.safetensors", "--epochs", 1, "--limit", 100)
     mode = (folder / "mnist.safetensors").stat().st_mode
@@ -142,10 +117,12 @@ def test_a_failed_write_keeps_the_old_file(folder):
     assert (folder / "mnist.safetensors").read_bytes() == before
 
 
-def test_parameter_counts_beside_the_networks_are_true(script):
+def test_parameter_counts_beside_the_networks_are_true():
+    import train_async
+
     source = (ROOT / "train_async.py").read_text(encoding="utf-8")
     counts = re.findall(r'if name == "(\w+)":  # ([\d,]+) parameters', source)
     assert len(counts) == 3
     for name, count in counts:
-        parameters = script("train_async").build_network(name, 10).parameters()
+        parameters = train_async.build_network(name, 10).parameters()
         assert f"{sum(p.size for p in parameters if p.trainable):,}" == count, name
