@@ -31,7 +31,7 @@ import paddle.nn as nn  # noqa: E402
 
 Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
 OUTPUTS = {"cross_entropy": 10, "square_error": 1}  # Of the network, for each loss.
-SIDE = 1024  # Pixels: a larger picture is reduced to this, which averages its grain.
+SIDE = 640  # Pixels: a larger picture is reduced to this, which averages its grain.
 SMALL = 64  # Pixels: up to this side, grain, shadows and ruled lines do not matter.
 UNSURE = 0.6  # 1 % of the validation images fall below this probability.
 
@@ -76,7 +76,9 @@ def in_mnist_form(grey):
 def find_paper(colours):
     """Return uint8 [H, W, 3]: the paper's colour at every pixel, shadows included."""
     if min(colours.shape[:2]) <= SMALL:
-        return np.full_like(colours, np.median(rim(colours), axis=0))
+        codes = (rim(colours) >> 5) @ np.array([64, 8, 1])  # Coarse colours
+        common = rim(colours)[codes == np.bincount(codes).argmax()]
+        return np.full_like(colours, np.median(common, axis=0))
     small = shrink(colours, SMALL)
     half = max(small.shape) // 2 | 1
     # Paper differs a little from its surroundings in many places, ink much in few.

@@ -63,10 +63,10 @@ def read_splits(path, limit):
 
 
 def augment(image, rng):
-    """Return a digit, uint8 [28, 28], distorted at random, every other one blurred."""
+    """Return a digit, uint8 [28, 28], distorted at random, and one in three blurred."""
     matrix = np.eye(2) + rng.uniform(-0.15, 0.15, (2, 2))
     shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)
-    if rng.random() < 0.5:
+    if rng.random() < 1 / 3:
         side = int(rng.integers(8, 21))
         image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         image = cv2.resize(image, (28, 28), interpolation=cv2.INTER_CUBIC)
