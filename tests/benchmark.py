@@ -23,9 +23,9 @@ import numpy as np
 ROOT, SCRIPT = Path(__file__).resolve().parent.parent, "train_async.py"
 LESSONS = [  # Each changes one thing in the one before; the learning rate is tuned.
     "--no-augment --network linear --loss square_error --optimizer sgd --lr 0.001",
-    "--no-augment --network linear --optimizer sgd --lr 0.02",
-    "--no-augment --network linear --lr 0.003",
-    "--no-augment --network mlp --lr 0.01",
+    "--no-augment --network linear --optimizer sgd --lr 0.03",
+    "--no-augment --network linear --lr 0.01",
+    "--no-augment --network mlp --lr 0.02",
     "--no-augment --lr 0.02",
     "--lr 0.02",
     "--lr 0.02 --epochs 20",
