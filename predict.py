@@ -362,11 +362,11 @@ def main():
         known = tuple(Image.registered_extensions())
         for path in [p for p in inside if p.lower().endswith(known)] or [name]:
             try:
-                drawings.append(predict_picture(network, path, args.raw))
+                drawings += [predict_picture(network, path, args.raw)] * args.show
             except ValueError as error:
                 print(f"error: {path}: {error}", file=sys.stderr)
                 failed = True
-    if args.show and drawings:
+    if drawings:
         draw(drawings[:20], "show_predict.png")
     sys.exit(failed)
 
