@@ -5,7 +5,7 @@ picture; here any picture is brought to that form first, in steps that --show dr
 
     python predict.py work/example_0.png
 
-    work/example_0.png: 0  (97.3 %)
+    work/example_0.png: 0  (97.0 %)
 """
 
 import argparse
