@@ -264,7 +264,7 @@ def load_network(path):
         if any(network.set_state_dict(tensors)):
             raise ValueError("its tensors are not the network's")
     except Exception as error:  # A foreign file fails in many ways.
-        raise ValueError(f"{path} is no parameters file: {error}") from None
+        raise ValueError(f"{path}: no parameters, train first: {error}") from None
     network.eval()
     return network
 

@@ -51,6 +51,8 @@ def main():
     add("--data", default="work/mnist.json.gz", help="read this (work/mnist.json.gz)")
     add("--save", default="show_batch.png", help="draw into this (show_batch.png)")
     args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error("--batch-size must be at least 1")
     if args.source == "json":
         images, labels = (np.array(a[: args.batch_size]) for a in read_json(args.data))
         images = images.reshape(-1, 1, 28, 28).astype(np.float32) / 127.5 - 1
