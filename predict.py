@@ -20,9 +20,6 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image, ImageOps
 
-# On AMD, paddle's matrix library takes its slowest path unless this is set before.
-if os.path.exists("/proc/cpuinfo") and "AuthenticAMD" in open("/proc/cpuinfo").read():
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
 os.environ.pop("MPLBACKEND", None)  # A notebook's own backend writes no file.
 
@@ -44,20 +41,12 @@ def open_picture(path):
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # A broken file raises whatever its decoder likes.
         raise ValueError(getattr(error, "strerror", 0) or error) from None
-    if image.mode[0] in "IF":  # 16 bits and more have no fixed range.
-        values = cv2.normalize(np.float32(image), None, 0, 255, cv2.NORM_MINMAX)
-        image = Image.fromarray(np.uint8(values))
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(page, image.convert("RGBA"))
-    return shrink(np.array(image.convert("RGB")), SIDE)
-
-
-def shrink(values, side):
-    """Return [H, W, ...] reduced by averaging to at most `side` pixels a side."""
-    scale = min(1, side / max(values.shape))
-    size = [max(1, round(scale * length)) for length in values.shape[1::-1]]
-    return cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+    if image.mode[0] == "I":  # 16 bits
+        image = Image.fromarray(np.uint8(np.array(image) // 256))
+    page = Image.new("RGBA", image.size, "white")  # For what is transparent
+    image = Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    return np.array(image)
 
 
 def rim(values):
@@ -65,25 +54,16 @@ def rim(values):
     return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
-def in_mnist_form(grey):
-    """Return whether a digit is 20 pixels long, with grey edges, centred by mass."""
-    moments, grey_values = cv2.moments(grey), len(np.unique(grey))
-    middle = np.array([moments["m10"], moments["m01"]]) / max(moments["m00"], 1)
-    fits = max(cv2.boundingRect(grey)[2:]) in (19, 20) and grey_values > 3
-    return fits and np.abs(middle - 14).max() < 1.2
-
-
 def find_paper(colours):
-    """Return uint8 [H, W, 3]: the paper's colour at every pixel, shadows included."""
+    """Return the paper's colour at each pixel, uint8 [H, W, 3], shadows included."""
     if min(colours.shape[:2]) <= SMALL:
         codes = (rim(colours) >> 5) @ np.array([64, 8, 1])  # Coarse colours
         common = rim(colours)[codes == np.bincount(codes).argmax()]
         return np.full_like(colours, np.median(common, axis=0))
-    small = shrink(colours, SMALL)
-    half = max(small.shape) // 2 | 1
+    small = cv2.resize(colours, (64, 64), interpolation=cv2.INTER_AREA)
     # Paper differs a little from its surroundings in many places, ink much in few.
-    contrast = small - cv2.blur(np.float32(small), (half, half))
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (half, half))
+    contrast = small - cv2.blur(np.float32(small), (33, 33))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (33, 33))
     opened = cv2.morphologyEx(small, cv2.MORPH_OPEN, disc)
     closed = cv2.morphologyEx(small, cv2.MORPH_CLOSE, disc)
     paper = np.where((contrast**3).sum((0, 1)) > 0, opened, closed)
@@ -97,15 +77,12 @@ def find_ink(colours, paper):
     """
     light = np.float32(paper.max(2)) + 16  # Shadows weaken the ink, too.
     ink = np.linalg.norm(np.float32(colours) - paper, axis=2) * light.max() / light
-    noise = 0
-    if min(ink.shape) > SMALL:
-        ink = cv2.GaussianBlur(ink, (3, 3), 0)
-        noise = np.median(np.abs(ink - cv2.medianBlur(ink, 3)))
     strongest = np.partition(ink, -9, axis=None)[-9]  # A few pixels may be anything.
-    if strongest < max(14, 10 * noise):
+    noise = np.quantile(ink, 0.25)  # Most of a picture is paper.
+    if strongest < max(14, 2.5 * noise):
         raise ValueError("there is no ink in the picture")
     contrast = np.median(ink[ink > strongest / 2])
-    return np.where(ink > 6 * noise, ink / contrast, 0).clip(0, 1)
+    return np.where(ink > 1.5 * noise, ink / contrast, 0).clip(0, 1)
 
 
 def drop_rules(mask):
@@ -129,14 +106,15 @@ def drop_rules(mask):
     return mask
 
 
-def stroke_width(mask):
-    """Return the mean stroke width of uint8 [H, W], in pixels."""
-    distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)
-    return 4 * distance[distance > 0].mean() - 1
+def merge(begins, ends):
+    """Return the indices of intervals in groups that overlap, from left to right."""
+    order = begins.argsort()
+    reached = np.maximum.accumulate(ends[order])
+    return np.split(order, 1 + np.flatnonzero(begins[order][1:] > reached[:-1]))
 
 
 def find_digits(mask):
-    """Return the lines of digits in uint8 [H, W]; a digit is (slices, its mask there).
+    """Return lines of digits, each as a mask, of the mask of all ink, uint8 [H, W].
 
     Parts whose widths overlap by a third are one digit, parts side by side are two.
     """
@@ -145,54 +123,38 @@ def find_digits(mask):
     right, bottom, length = left + width, top + height, np.hypot(width, height)
     along = np.bincount(rim(labels), minlength=count) / length
     main = 1 + (area * length * (1 - along).clip(0.01))[1:].argmax()
-    stroke = stroke_width(np.uint8(labels == main))
     # Specks fall away, and what lies along the picture's rim.
-    keep = (area > stroke**2 / 4) & (along <= max(0.3, along[main]))
-    keep[[0, main]] = False, True
-    reach = int(max(0.1 * max(width[main], height[main]), 1.2 * stroke)) | 1
-    rows = cv2.dilate(np.uint8(keep[labels].any(1, keepdims=True)), np.ones((reach, 1)))
-    count, bands = cv2.connectedComponents(rows)
-    lines = []
-    for band in range(1, count):
-        parts = np.flatnonzero(keep & (bands[top, 0] == band))
-        extent, digits = bottom[parts].max() - top[parts].min(), []
-        for part in parts[height[parts].argsort()[::-1]]:
-            small = height[part] < 0.4 * extent
-            for digit in digits:
-                begin, end = left[digit].min(), right[digit].max()
-                common = min(end, right[part]) - max(begin, left[part])
-                if common > (-reach if small else min(end - begin, width[part]) / 3):
-                    digit.append(part)
-                    break
-            else:
-                digits += [[part]] * (not small or not digits)
-        line = []
-        for digit in sorted(digits, key=lambda digit: left[digit].min()):
-            x, x_end = left[digit].min(), right[digit].max()
-            place = np.s_[top[digit].min() : bottom[digit].max(), x:x_end]
-            line.append((place, np.uint8(np.isin(labels[place], digit))))
-        if extent > 0.4 * height[main]:
-            lines.append(line)
-    return lines
+    area[0] = 0
+    keep = (area > area[main] / 50) & (along <= max(0.3, along[main]))
+    parts, lines = np.flatnonzero(keep), []
+    near = 0.08 * length[main]
+    for line in merge(top[parts] - near, bottom[parts] + near):
+        line = parts[line]
+        tall = 0.4 * max(np.ptp([top[line], bottom[line]]), height[main])
+        margin = np.where(height[line] < tall, near * 2, -width[line] / 6)
+        digits = [line[d] for d in merge(left[line] - margin, right[line] + margin)]
+        digits = [d for d in digits if np.ptp([top[d], bottom[d]]) > tall]
+        lines.append([np.uint8(np.isin(labels, digit)) for digit in digits])
+    return [line for line in lines if line]
 
 
-def centre(ink, place, mask):
+def centre(ink, mask):
     """Return uint8 [28, 28]: a digit 20 pixels long, its centre of mass in the middle.
 
     Its strokes are thickened to MNIST's. ink is float32 [H, W], 0 to 1.
     """
-    mask = cv2.dilate(np.pad(mask, 2), np.ones((3, 3)))
-    ink = np.pad(ink, 2)[place[0].start :, place[1].start :]
-    ink = ink[: mask.shape[0], : mask.shape[1]] * mask
-    scale, lack = 80 / (max(mask.shape) - 4), 0
+    x, y, width, height = cv2.boundingRect(mask)
+    ink = np.pad(ink, 2) * cv2.dilate(np.pad(mask, 2), np.ones((3, 3)))
+    ink = ink[y : y + height + 4, x : x + width + 4]
+    scale = 80 / max(width, height)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    fine = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=method).clip(0, 1)
-    if scale < 4:  # The greys of a smaller digit tell its stroke width.
-        fine = np.pad(fine, 8)
-        # MNIST's strokes are 2.8 pixels wide at least, here four times as many.
-        lack = max(0, round(11.2 - stroke_width(np.uint8(fine > 0.5))))
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (lack + 1, lack + 1))
-        fine = cv2.dilate(fine, disc)
+    fine = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=method)
+    fine = np.pad(fine.clip(0, 1), 8)
+    # MNIST's strokes are 2.8 pixels wide at least, here four times as many.
+    distance = cv2.distanceTransform(np.uint8(fine > fine.max() / 2), cv2.DIST_L2, 5)
+    lack = max(0, round(12.2 - 4 * distance[distance > 0].mean()))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (lack + 1, lack + 1))
+    fine = cv2.dilate(fine, disc)
     scale = 20 / (80 + lack)
     small = cv2.resize(fine, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     moments = cv2.moments(small)
@@ -202,18 +164,14 @@ def centre(ink, place, mask):
 
 
 def normalise(colours):
-    """Return (lines of images uint8 [28, 28], places, steps) of uint8 [H, W, 3].
+    """Return lines of digits, each (uint8 [28, 28], box), and {step: picture}.
 
-    steps is {name: array}; places are the digits' slices in the first of them. Raises
-    ValueError if there is no ink.
+    colours is uint8 [H, W, 3]. Raises ValueError if there is no ink.
     """
-    grey = colours[..., 0]
-    grey = 255 - grey if np.median(grey) > 127 else grey
-    if grey.shape == (28, 28) and in_mnist_form(grey):
-        return [[grey]], [np.s_[0:28, 0:28]], {"picture": colours}
     paper = find_paper(colours)
     ink = find_ink(colours, paper)
-    mask = np.uint8(ink > 0.4)  # Pale lines and shadows have less.
+    large = min(ink.shape) > SMALL
+    mask = np.uint8(ink > (0.4 if large else 0.15))  # Shadows have less than 0.4.
     for outline in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
         x, y, width, height = cv2.boundingRect(outline)
         line = 2 + max(width, height) // 50
@@ -224,13 +182,12 @@ def normalise(colours):
             and np.ptp(inside, axis=(0, 1)).max() > 50
         ):
             return normalise(np.ascontiguousarray(inside))
-    rest = drop_rules(mask) if min(mask.shape) > SMALL else mask
+    rest = drop_rules(mask) if large else mask
     rest = rest if rest.any() else mask  # A digit may be as thin, and reach the rim.
     lines = find_digits(rest)
-    images = [[centre(ink, *digit) for digit in line] for line in lines]
-    places = [place for line in lines for place, _ in line]
+    lines = [[(centre(ink, d), cv2.boundingRect(d)) for d in line] for line in lines]
     steps = {"picture": colours, "paper": paper, "ink": ink, "without rules": rest}
-    return images, places, steps
+    return lines, steps
 
 
 def build_network(name, outputs):
@@ -241,15 +198,12 @@ def build_network(name, outputs):
 
     if name == "linear":  # 7,850 parameters; with one output 785, as in the article
         return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
-    if name == "mlp":  # 203,786 parameters
-        layers = [nn.Flatten(), *block(nn.Linear, nn.BatchNorm1D, 784, 256)]
-    if name == "cnn":  # 224,182 parameters; for a CPU, strides are cheaper than pooling
-        layers = [
-            *block(nn.Conv2D, nn.BatchNorm2D, 1, 20, 5, 2, 2),  # [N, 20, 14, 14]
-            *block(nn.Conv2D, nn.BatchNorm2D, 20, 40, 3, 2),  # [N, 40, 6, 6]
-            *block(nn.Conv2D, nn.BatchNorm2D, 40, 80, 3, 2, 1),  # [N, 80, 3, 3]
-            *[nn.Flatten(), *block(nn.Linear, nn.BatchNorm1D, 720, 256)],
-        ]
+    layers, features = [], 784  # The MLP has no convolutions.
+    if name == "cnn":  # On a CPU, strides are cheaper than padding and pooling.
+        layers += block(nn.Conv2D, nn.BatchNorm2D, 1, 24, 5, 2)  # [N, 24, 12, 12]
+        layers += block(nn.Conv2D, nn.BatchNorm2D, 24, 48, 3, 2)  # [N, 48, 5, 5]
+        features = 1200
+    layers += [nn.Flatten(), *block(nn.Linear, nn.BatchNorm1D, features, 256)]
     return nn.Sequential(*layers, nn.Linear(256, outputs))
 
 
@@ -283,30 +237,27 @@ def predict(network, images):
     return probabilities.argmax(1), probabilities.max(1)
 
 
-def predict_picture(network, path, raw):
-    """Print what is read in a picture; return {title: picture} of the steps there."""
+def read_picture(network, path, raw):
+    """Print what is read in a picture; return {step: picture} to draw."""
     colours = open_picture(path)
     if raw:  # The article's way
-        grey = Image.fromarray(colours).convert("L").resize((28, 28), Image.LANCZOS)
-        lines, places, steps = [[255 - np.array(grey)]], [], {"picture": colours}
+        image = Image.fromarray(colours).convert("L").resize((28, 28), Image.LANCZOS)
+        lines, steps = [[(255 - np.array(image), (0, 0, 0, 0))]], {"picture": colours}
     else:
-        lines, places, steps = normalise(colours)
-    images = np.array([image for line in lines for image in line])
+        lines, steps = normalise(colours)
+    images, boxes = zip(*[digit for line in lines for digit in line])
     digits, values = predict(network, images)
-    said = iter(map(str, digits))
-    text = " ".join("".join(next(said) for _ in line) for line in lines)
+    ends = np.cumsum([len(line) for line in lines])[:-1]
+    text = " ".join("".join(map(str, line)) for line in np.split(digits, ends))
+    note = f"{100 * values.min():.1f} %" + ", not sure" * bool(values.min() < UNSURE)
     if values.ndim == 2:
         note = "output " + ", ".join(f"{value:.2f}" for value in values[:, 0])
-    else:
-        sure = values.min() >= UNSURE
-        note = f"{100 * values.min():.1f} %" + ("" if sure else ", not sure")
     print(f"{path}: {text}  ({note})")
-    picture = steps["picture"]
-    for (rows, columns), digit in zip(places, digits):
-        corner, size = (columns.start, rows.start), max(picture.shape) / 300
-        cv2.rectangle(picture, corner, (columns.stop, rows.stop), (255, 0, 0))
-        cv2.putText(picture, str(digit), corner, 0, size, (255, 0, 0))
-    return {**steps, "for the network": np.hstack(images)}
+    size = max(steps["picture"].shape) / 300
+    for box, digit in zip(boxes, map(str, digits)):
+        cv2.rectangle(steps["picture"], box, (255, 0, 0))
+        cv2.putText(steps["picture"], digit, box[:2], 0, size, (255, 0, 0))
+    return steps | {"for the network": np.hstack(images)}
 
 
 def draw(pictures, path):
@@ -316,11 +267,10 @@ def draw(pictures, path):
     rows, columns = len(pictures), max(map(len, pictures))
     figure = plt.figure(figsize=(2 * columns, 2 * rows), layout="constrained")
     for row, steps in enumerate(pictures):
-        for column, (title, picture) in enumerate(steps.items(), 1):
-            axes = figure.add_subplot(rows, columns, row * columns + column)
+        for place, (title, picture) in enumerate(steps.items(), row * columns + 1):
+            axes = figure.add_subplot(rows, columns, place, title=title)
             axes.imshow(picture, "gray")
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{row + 1}. {title}", fontsize=8)
+            axes.axis("off")
     figure.savefig(path, format="png")
     print(f"drawn: {path}")
     if plt.get_backend().lower() != "agg":  # There is a display: a window, too.
@@ -330,7 +280,7 @@ def draw(pictures, path):
 def main():
     parser = argparse.ArgumentParser(usage="%(prog)s [options] [IMAGE ...]")
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="picture files, or folders of them")
+    add("images", nargs="*", metavar="IMAGE", help="picture files")
     add("--gpu", action="store_true", help="predict on the GPU, if there is one")
     add("--params", default="mnist.safetensors", help="read this (mnist.safetensors)")
     add("--samples", type=int, default=0, help="predict so many training images")
@@ -357,15 +307,12 @@ def main():
             print("     ", *np.where(labels[row] == digits[row], " ", "^"))
         print(f"{(labels == digits).sum()} / {len(order)} correct")
     drawings, failed = [], False
-    for name in args.images:
-        inside = sorted(glob.glob(f"{glob.escape(name)}/*"))  # Empty for a file.
-        known = tuple(Image.registered_extensions())
-        for path in [p for p in inside if p.lower().endswith(known)] or [name]:
-            try:
-                drawings += [predict_picture(network, path, args.raw)] * args.show
-            except ValueError as error:
-                print(f"error: {path}: {error}", file=sys.stderr)
-                failed = True
+    for path in args.images:
+        try:
+            drawings += [read_picture(network, path, args.raw)] * args.show
+        except ValueError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed = True
     if drawings:
         draw(drawings[:20], "show_predict.png")
     sys.exit(failed)

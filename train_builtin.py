@@ -19,9 +19,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-# On AMD, paddle's matrix library takes its slowest path unless this is set before.
-if os.path.exists("/proc/cpuinfo") and "AuthenticAMD" in open("/proc/cpuinfo").read():
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
 
 import paddle  # noqa: E402
