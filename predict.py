@@ -96,8 +96,7 @@ def drop_rules(mask):
         thick = np.ones((5 + max(mask.shape) // 40, 1))
         thin = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, thick)
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
-        long = cv2.morphologyEx(fat, cv2.MORPH_OPEN, np.ones((1, width // 20 | 1)))
-        long = cv2.morphologyEx(long, cv2.MORPH_CLOSE, np.ones((1, width // 4 | 1)))
+        long = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, width // 4 | 1)))
         count, labels, stats, _ = cv2.connectedComponentsWithStats(long)
         ends = (labels * fat)[:, [0, 1, -2, -1]]
         rules = np.isin(np.arange(count), ends) & (stats[:, 2] > 0.1 * width)
@@ -130,10 +129,12 @@ def find_digits(mask):
     near = 0.08 * length[main]
     for line in merge(top[parts] - near, bottom[parts] + near):
         line = parts[line]
-        tall = 0.4 * max(np.ptp([top[line], bottom[line]]), height[main])
-        margin = np.where(height[line] < tall, near * 2, -width[line] / 6)
+        small = height[line] < 0.4 * np.ptp([top[line], bottom[line]])
+        margin = np.where(small, 2 * near, -width[line] / 6)
         digits = [line[d] for d in merge(left[line] - margin, right[line] + margin)]
-        digits = [d for d in digits if np.ptp([top[d], bottom[d]]) > tall]
+        heights = [np.ptp([top[digit], bottom[digit]]) for digit in digits]
+        tall = 0.4 * max(height[main], *heights)
+        digits = [digit for digit, high in zip(digits, heights) if high > tall]
         lines.append([np.uint8(np.isin(labels, digit)) for digit in digits])
     return [line for line in lines if line]
 
@@ -176,11 +177,9 @@ def normalise(colours):
         x, y, width, height = cv2.boundingRect(outline)
         line = 2 + max(width, height) // 50
         inside = colours[y + line : y + height - line, x + line : x + width - line]
-        if (  # A frame, a card or a plot's axes, with something inside: look there.
-            min(width, height) > max(12, 0.15 * max(mask.shape))
-            and cv2.contourArea(outline) > 0.9 * width * height
-            and np.ptp(inside, axis=(0, 1)).max() > 50
-        ):
+        least = max(144, 0.03 * mask.size, 0.9 * width * height)
+        # A frame, a card or a plot's axes, with something inside: look there.
+        if cv2.contourArea(outline) > least and np.ptp(inside, axis=(0, 1)).max() > 50:
             return normalise(np.ascontiguousarray(inside))
     rest = drop_rules(mask) if large else mask
     rest = rest if rest.any() else mask  # A digit may be as thin, and reach the rim.
@@ -270,7 +269,7 @@ def draw(pictures, path):
         for place, (title, picture) in enumerate(steps.items(), row * columns + 1):
             axes = figure.add_subplot(rows, columns, place, title=title)
             axes.imshow(picture, "gray")
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[])
     figure.savefig(path, format="png")
     print(f"drawn: {path}")
     if plt.get_backend().lower() != "agg":  # There is a display: a window, too.
