@@ -191,19 +191,17 @@ def normalise(colours):
 
 def build_network(name, outputs):
     """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs]."""
-
-    def block(layer, norm, *shape):  # The bias is batch normalization's.
-        return [layer(*shape, bias_attr=False), norm(shape[1]), nn.ReLU()]
-
-    if name == "linear":  # 7,850 parameters; with one output 785, as in the article
+    if name == "linear":  # With one output, as in the article, it is a regression.
         return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
-    layers, features = [], 784  # The MLP has no convolutions.
-    if name == "cnn":  # On a CPU, strides are cheaper than padding and pooling.
-        layers += block(nn.Conv2D, nn.BatchNorm2D, 1, 24, 5, 2)  # [N, 24, 12, 12]
-        layers += block(nn.Conv2D, nn.BatchNorm2D, 24, 48, 3, 2)  # [N, 48, 5, 5]
-        features = 1200
-    layers += [nn.Flatten(), *block(nn.Linear, nn.BatchNorm1D, features, 256)]
-    return nn.Sequential(*layers, nn.Linear(256, outputs))
+    layers, features = [], 784  # An MLP has no convolutions.
+    if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
+        layers += [nn.Conv2D(1, 24, 5, 2, bias_attr=False), nn.BatchNorm2D(24)]
+        layers += [nn.ReLU(), nn.Conv2D(24, 48, 3, 2, bias_attr=False)]
+        layers += [nn.BatchNorm2D(48), nn.ReLU()]
+        features = 1200  # [N, 24, 12, 12], then [N, 48, 5, 5]
+    layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
+    layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
+    return nn.Sequential(*layers)
 
 
 def load_network(path):

@@ -1,6 +1,7 @@
 """Look at a batch of the data before you train on it: print it, and draw a PNG."""
 
 import argparse
+import glob
 import gzip
 import os
 import struct
@@ -18,31 +19,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 import paddle  # noqa: E402
 
 
-def read_builtin(mode):
-    """Return MNIST's "train" or "test" images, float32 [N, 784] in [-1, 1], and labels.
-
-    Paddle takes the files in work/, or else downloads them. Raises ValueError.
-    """
-    prefix = {"train": "work/train", "test": "work/t10k"}[mode]
-    paths = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    local = paths if all(map(os.path.exists, paths)) else ()
-    try:
-        data = paddle.vision.datasets.MNIST(*local, mode=mode)
-    except (OSError, EOFError, RuntimeError, struct.error, zlib.error) as error:
-        raise ValueError(f"{' or '.join(paths)}: {error}") from None
-    return np.array(data.images) / 127.5 - 1, np.concatenate(data.labels)
-
-
-def read_json(path):
-    """Return the file's training images, lists of 784 grey values, and their labels."""
-    split = tuple[list[list[int]], list[int]]
-    try:
-        with gzip.open(path) as file:
-            return msgspec.json.decode(file.read(), type=tuple[split, split, split])[0]
-    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def main():
     parser = argparse.ArgumentParser(usage="%(prog)s [options]")
     add = parser.add_argument
@@ -53,11 +29,29 @@ def main():
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
-    if args.source == "json":
-        images, labels = (np.array(a[: args.batch_size]) for a in read_json(args.data))
-        images = images.reshape(-1, 1, 28, 28).astype(np.float32) / 127.5 - 1
-    else:
-        images, labels = (array[: args.batch_size] for array in read_builtin("train"))
+    source, size = "work/train-*.gz", args.batch_size
+    try:
+        if args.source == "json":
+            source, split = args.data, tuple[list[list[int]], list[int]]
+            with gzip.open(source) as file:
+                splits = msgspec.json.decode(
+                    file.read(), type=tuple[split, split, split]
+                )
+            images = np.float32(splits[0][0][:size]).reshape(-1, 1, 28, 28) / 127.5 - 1
+            labels = np.array(splits[0][1][:size])
+        else:  # Images and labels; without these files, paddle downloads them.
+            data = paddle.vision.datasets.MNIST(*sorted(glob.glob(source)))
+            images = np.array(data.images[:size]) / 127.5 - 1
+            labels = np.concatenate(data.labels[:size])
+    except (
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+        zlib.error,
+    ) as error:
+        raise ValueError(f"{source}: {error}") from None
     print(f"images: {images.shape} {images.dtype}, {images.min()} to {images.max()}")
     print(f"labels: {labels.shape} {labels.dtype}, the first is {labels[0]}")
     print(f"first image: {np.array2string(images[0].ravel(), threshold=9)}")

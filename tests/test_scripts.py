@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT, SCRIPTS, run, succeed
 
 TRAINING = ["train_builtin", "train_json", "train_async"]
-LINES = {  # Size is a promise: the scripts together have at most 950.
+LINES = {  # Size is a promise: the scripts together have at most 940.
     "show_batch.py": 80,
     "train_builtin.py": 120,
     "train_json.py": 160,
     "train_async.py": 290,
-    "predict.py": 330,
+    "predict.py": 325,
     "tests/benchmark.py": 260,
     "work/make_data.py": 200,
     "README.md": 110,
@@ -78,7 +78,7 @@ def test_sizes_are_as_promised():
 
     sizes = {name: lines(ROOT / name) for name in LINES}
     assert {name: n for name, n in sizes.items() if n > LINES[name]} == {}
-    assert sum(sizes[f"{script}.py"] for script in SCRIPTS) <= 950
+    assert sum(sizes[f"{script}.py"] for script in SCRIPTS) <= 940
     tests = set(ROOT.glob("tests/*.py")) - {ROOT / "tests" / "benchmark.py"}
     assert sum(map(lines, tests)) <= 650
 
@@ -102,6 +102,6 @@ def test_what_bears_one_name_is_one_text():
         for name in one.keys() & other.keys():
             assert one[name] == other[name], name
             shared.add(name)
-    assert {"build_network", "read_builtin", "read_splits", "OUTPUTS"} <= shared
+    assert {"build_network", "read_splits", "save_parameters", "OUTPUTS"} <= shared
     imports = rf"^\s*(import|from) ({'|'.join(SCRIPTS)})\b"
     assert not any(re.search(imports, source(script), re.M) for script in SCRIPTS)
