@@ -64,7 +64,7 @@ def read_splits(path, limit):
 
 def augment(image, rng):
     """Return a digit, uint8 [28, 28], distorted at random, and one in three blurred."""
-    matrix = np.eye(2) + rng.uniform(-0.15, 0.15, (2, 2))
+    matrix = np.eye(2) + rng.uniform(-0.18, 0.18, (2, 2))
     shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)
     if rng.random() < 1 / 3:
         side = int(rng.integers(8, 21))
@@ -232,9 +232,7 @@ def main():
         bar = tqdm(loader, leave=False, disable=None if sys.stderr else True)
         for batch, (images, labels) in enumerate(bar):
             if epoch == args.done and batch < 6:
-                bar.write(
-                    f"{batch}: {(*images.shape,)} {(*labels.shape,)} {images.place}"
-                )
+                bar.write(f"{batch}: {(*images.shape,)} {(*labels.shape,)}")
             loss = compute_loss(model(images), labels)
             loss.backward()
             optimizer.step()

@@ -7,9 +7,9 @@ digits are classes, not quantities: `python train_builtin.py` ends with
 """
 
 import argparse
+import glob
 import json
 import os
-import struct
 import sys
 import time
 import warnings
@@ -24,18 +24,16 @@ warnings.filterwarnings("ignore", module="paddle")
 import paddle  # noqa: E402
 
 
-def read_builtin(mode):
-    """Return MNIST's "train" or "test" images, float32 [N, 784] in [-1, 1], and labels.
+def read_builtin(name):
+    """Return MNIST's "train" or "t10k": images float32 [N, 784] in [-1, 1], labels [N].
 
     Paddle takes the files in work/, or else downloads them. Raises ValueError.
     """
-    prefix = {"train": "work/train", "test": "work/t10k"}[mode]
-    paths = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-    local = paths if all(map(os.path.exists, paths)) else ()
+    paths = sorted(glob.glob(f"work/{name}-*.gz"))  # Images, then labels
     try:
-        data = paddle.vision.datasets.MNIST(*local, mode=mode)
-    except (OSError, EOFError, RuntimeError, struct.error, zlib.error) as error:
-        raise ValueError(f"{' or '.join(paths)}: {error}") from None
+        data = paddle.vision.datasets.MNIST(*paths, mode=name.replace("t10k", "test"))
+    except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+        raise ValueError(f"{', '.join(paths) or 'download'}: {error}") from None
     return np.array(data.images) / 127.5 - 1, np.concatenate(data.labels)
 
 
@@ -68,7 +66,7 @@ def main():
     paddle.set_device("gpu" if args.gpu else "cpu")
 
     images, labels = (array[: args.limit] for array in read_builtin("train"))
-    test_images, test_labels = (array[: args.limit] for array in read_builtin("test"))
+    test_images, test_labels = (array[: args.limit] for array in read_builtin("t10k"))
     print(f"train: {len(labels)} images, test: {len(test_labels)} images")
     paddle.seed(args.seed)
     network = paddle.nn.Sequential(paddle.nn.Flatten(), paddle.nn.Linear(784, 1))
