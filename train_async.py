@@ -215,7 +215,9 @@ def main():
         schedule.step(args.done * steps)
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
-    model = paddle.DataParallel(network) if processes > 1 else network
+    model = network
+    if processes > 1:  # All gradients go in one message (up to 25 MB).
+        model = paddle.DataParallel(network, last_comm_buffer_size=25)
 
     for epoch in range(args.done, args.epochs):
         start, losses, seed = time.perf_counter(), [], [args.seed, epoch]
