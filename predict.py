@@ -1,11 +1,10 @@
 """Pictures in, digits out: photos, scans, screenshots and drawings of numbers.
 
 MNIST's digits are white on black, of one size and centred. The article only resized its
-picture; here any picture is brought to that form first, in steps that --show draws:
+picture; here any picture is brought to that form first, in steps that --show draws.
+`python predict.py work/example_0.png` prints
 
-    python predict.py work/example_0.png
-
-    work/example_0.png: 0  (97.0 %)
+    work/example_0.png: 0  (96.0 %)
 """
 
 import argparse
@@ -179,7 +178,8 @@ def normalise(colours):
             return normalise(np.ascontiguousarray(inside))
     rest = drop_rules(mask) if large else mask
     rest = rest if rest.any() else mask  # A digit may be as thin, and reach the rim.
-    lines = find_digits(rest)
+    # A picture as small as MNIST's holds one digit.
+    lines = find_digits(rest) if max(mask.shape) > 28 else [[mask]]
     lines = [[(centre(ink, d), cv2.boundingRect(d)) for d in line] for line in lines]
     steps = {"picture": colours, "paper": paper, "ink": ink, "without rules": rest}
     return lines, steps
