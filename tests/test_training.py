@@ -83,7 +83,7 @@ def test_killed_worker_ends_the_training(folder):
         time.sleep(0.001)
     os.kill(int(workers[0]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "killed by signal" in err
+    assert process.returncode == 1, err
 
 
 @pytest.mark.parametrize("script", ["train_builtin", "train_json", "train_async"])
