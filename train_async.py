@@ -139,8 +139,8 @@ def make_optimizer(name, lr, steps, network):
 def evaluate(network, images, labels):
     """Return how many digits are right, of how many, and the mean absolute error."""
     network.eval()
-    outputs = network(paddle.to_tensor(images)).numpy()  # Ten logits, or a quantity
-    single = outputs.shape[1] == 1  # whose integer part is the digit.
+    outputs = network(paddle.to_tensor(images)).numpy()
+    single = outputs.shape[1] == 1  # A quantity: its integer part is the digit.
     digits = np.trunc(outputs).clip(0, 9) if single else outputs.argmax(1)[:, None]
     return int((digits == labels).sum()), len(labels), np.abs(outputs - labels).mean()
 
@@ -188,7 +188,7 @@ def main():
         tensors, metadata = load_parameters(args.params)
         parser.set_defaults(**metadata)
         args = parser.parse_args()
-    if min(args.epochs, args.batch_size, args.limit or 1) < 1:
+    if min(args.epochs, args.batch_size, 1 if args.limit is None else args.limit) < 1:
         parser.error("--epochs, --batch-size and --limit must be at least 1")
     if args.gpu and not paddle.device.cuda.device_count():
         print("warning: no usable GPU, training on the CPU", file=sys.stderr)
@@ -260,7 +260,8 @@ def main():
     right, count, error = evaluate(network, *test)
     error = f", mean absolute error {error:.3f}" if args.loss == "square_error" else ""
     print(f"test: {right} / {count} correct ({100 * right / count:.2f} %){error}")
-    print(f"saved: {args.params}\nnext: python predict.py work/example_0.png")
+    print(f"saved: {args.params}")
+    print(f"next: python predict.py work/example_0.png --params {args.params}")
 
 
 if __name__ == "__main__":
@@ -269,4 +270,4 @@ if __name__ == "__main__":
     except (AssertionError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: the last finished epoch is saved")
+        sys.exit("stopped: finished epochs are saved")

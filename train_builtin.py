@@ -58,7 +58,7 @@ def main():
     add("--limit", type=int, help="use the first LIMIT images of each set (all)")
     add("--params", default="mnist.safetensors", help="write this (mnist.safetensors)")
     args = parser.parse_args()
-    if min(args.epochs, args.batch_size, args.limit or 1) < 1:
+    if min(args.epochs, args.batch_size, 1 if args.limit is None else args.limit) < 1:
         parser.error("--epochs, --batch-size and --limit must be at least 1")
     if args.gpu and not paddle.device.cuda.device_count():
         print("warning: no usable GPU, training on the CPU", file=sys.stderr)
@@ -95,12 +95,12 @@ def main():
         metadata = {"network": "linear", "loss": "square_error", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
 
-    network.eval()
     outputs = network(paddle.to_tensor(test_images)).numpy()[:, 0]
     right, count = (np.trunc(outputs).clip(0, 9) == test_labels).sum(), len(outputs)
     print(f"test: {right} / {count} correct ({100 * right / count:.2f} %)", end="")
     print(f", mean absolute error {np.abs(outputs - test_labels).mean():.3f}")
-    print(f"saved: {args.params}\nnext: python predict.py --samples 100")
+    print(f"saved: {args.params}")
+    print(f"next: python predict.py --samples 100 --params {args.params}")
 
 
 if __name__ == "__main__":
@@ -109,4 +109,4 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: the last finished epoch is saved")
+        sys.exit("stopped: finished epochs are saved")

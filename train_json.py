@@ -75,8 +75,8 @@ def load_data(mode, splits, batch_size, seed=0, epoch=0):
 def evaluate(network, images, labels):
     """Return how many digits are right, of how many, and the mean absolute error."""
     network.eval()
-    outputs = network(paddle.to_tensor(images)).numpy()  # Ten logits, or a quantity
-    single = outputs.shape[1] == 1  # whose integer part is the digit.
+    outputs = network(paddle.to_tensor(images)).numpy()
+    single = outputs.shape[1] == 1  # A quantity: its integer part is the digit.
     digits = np.trunc(outputs).clip(0, 9) if single else outputs.argmax(1)[:, None]
     return int((digits == labels).sum()), len(labels), np.abs(outputs - labels).mean()
 
@@ -103,7 +103,7 @@ def main():
     add("--data", default="work/mnist.json.gz", help="read this (work/mnist.json.gz)")
     add("--params", default="mnist.safetensors", help="write this (mnist.safetensors)")
     args = parser.parse_args()
-    if min(args.epochs, args.batch_size, args.limit or 1) < 1:
+    if min(args.epochs, args.batch_size, 1 if args.limit is None else args.limit) < 1:
         parser.error("--epochs, --batch-size and --limit must be at least 1")
     if args.gpu and not paddle.device.cuda.device_count():
         print("warning: no usable GPU, training on the CPU", file=sys.stderr)
@@ -152,4 +152,4 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: the last finished epoch is saved")
+        sys.exit("stopped: finished epochs are saved")

@@ -38,7 +38,7 @@ COMMANDS = [  # (script, arguments, what the error says)
     ("train_builtin", "--params kept", "t10k-images-idx3-ubyte.gz"),
     ("train_async", "--epochs 0 --params kept", "at least 1"),
     ("train_json", "--batch-size 0", "at least 1"),
-    ("train_builtin", "--limit -1", "at least 1"),
+    ("train_builtin", "--limit 0", "at least 1"),
     ("train_async", "--network resnet", "invalid choice: 'resnet'"),
     ("train_json", "--epochs 1 --params work", "work"),
     ("train_json", "--epochs 1 --params /dev/null", "/dev/null is not a regular file"),
