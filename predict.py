@@ -70,10 +70,7 @@ def find_paper(colours):
 
 
 def find_ink(colours, paper):
-    """Return float32 [H, W], 0 for paper to 1 for ink: the difference in colour.
-
-    Raises ValueError if there is no ink.
-    """
+    """Return float32 [H, W], 0 for paper to 1 for ink: the difference in colour."""
     ink = np.linalg.norm(np.float32(colours) - paper, axis=2)
     strongest = np.partition(ink, -9, axis=None)[-9]  # A few pixels may be anything.
     noise = np.quantile(ink, 0.25)  # Most of a picture is paper.
@@ -84,10 +81,7 @@ def find_ink(colours, paper):
 
 
 def drop_rules(mask):
-    """Return uint8 [H, W] without lines that are thin, straight and reach the rim.
-
-    A stroke that crosses one is not thin there, so it stays.
-    """
+    """Return uint8 [H, W] without thin lines to the rim; what crosses them stays."""
     for _ in range(2):  # The lines downwards, then those across
         mask = np.ascontiguousarray(mask.T)
         width = mask.shape[1]
@@ -135,10 +129,7 @@ def find_digits(mask):
 
 
 def centre(ink, mask):
-    """Return uint8 [28, 28]: a digit 20 pixels long, its centre of mass in the middle.
-
-    Its strokes are thickened to MNIST's. ink is float32 [H, W], 0 to 1.
-    """
+    """Return uint8 [28, 28]: a digit 20 pixels long, centred by mass, thick enough."""
     x, y, width, height = cv2.boundingRect(mask)
     ink = np.pad(ink, 2) * cv2.dilate(np.pad(mask, 2), np.ones((3, 3)))
     ink = ink[y : y + height + 4, x : x + width + 4]
@@ -161,10 +152,7 @@ def centre(ink, mask):
 
 
 def normalise(colours):
-    """Return lines of digits, each (uint8 [28, 28], box), and {step: picture}.
-
-    colours is uint8 [H, W, 3]. Raises ValueError if there is no ink.
-    """
+    """Return lines of (digit uint8 [28, 28], box), and the steps; no ink: ValueError."""
     paper = find_paper(colours)
     ink = find_ink(colours, paper)
     large = min(ink.shape) > SMALL
@@ -206,7 +194,7 @@ def load_network(path):
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = json.loads(file.metadata()["mnist"])
-            names = [name for name in file.keys() if not name.startswith("optimizer.")]
+            names = [name for name in file.keys() if "optimizer." not in name]
             tensors = {name: file.get_tensor(name) for name in names}
         network = build_network(metadata["network"], OUTPUTS[metadata["loss"]])
         if any(network.set_state_dict(tensors)):
@@ -219,10 +207,7 @@ def load_network(path):
 
 @paddle.no_grad()
 def predict(network, images):
-    """Return digits, int [N], and probabilities of images [N, 28, 28] from 0 to 255.
-
-    A regression's digit is the integer part of its output, which is returned, too.
-    """
+    """Return digits [N] and probabilities (a regression: outputs) of uint8 [N, 28, 28]."""
     inputs = np.float32(images).reshape(-1, 1, 28, 28) / 127.5 - 1
     outputs = network(paddle.to_tensor(inputs))
     if outputs.shape[1] == 1:

@@ -21,7 +21,6 @@ from typing import Annotated
 import cv2
 import msgspec
 import numpy as np
-import safetensors.numpy
 from tqdm import tqdm
 
 # On AMD, paddle's matrix library takes its slowest path unless this is set before.
@@ -31,6 +30,7 @@ warnings.filterwarnings("ignore", module="paddle")
 
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
+import safetensors.paddle  # noqa: E402
 
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]  # From paper to ink.
 Image = Annotated[list[Pixel], msgspec.Meta(min_length=784, max_length=784)]
@@ -42,10 +42,7 @@ RATES = {"adam": 0.02, "momentum": 0.1, "adagrad": 0.1, "sgd": 0.001}
 
 
 def read_splits(path, limit):
-    """Read and validate the JSON file: {mode: (images uint8 [N, 28, 28], labels [N])}.
-
-    The modes are "train", "valid" and "eval". Raises OSError or ValueError.
-    """
+    """Return {mode: (images uint8 [N, 28, 28], labels [N])}; wrong data: ValueError."""
     print(f"loading {path} ...")
     try:
         with gzip.open(path) as file:
@@ -149,8 +146,7 @@ def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata, atomically; loading cannot run code."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not a regular file")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    data = safetensors.numpy.save(arrays, {"mnist": json.dumps(metadata)})
+    data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     Path(f"{path}.tmp").write_bytes(data)
     os.replace(f"{path}.tmp", path)
 

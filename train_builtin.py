@@ -17,19 +17,16 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 warnings.filterwarnings("ignore", module="paddle")
 
 import paddle  # noqa: E402
+import safetensors.paddle  # noqa: E402
 
 
 def read_builtin(name):
-    """Return MNIST's "train" or "t10k": images float32 [N, 784] in [-1, 1], labels [N].
-
-    Paddle takes the files in work/, or else downloads them. Raises ValueError.
-    """
-    paths = sorted(glob.glob(f"work/{name}-*.gz"))  # Images, then labels
+    """Return "train" or "t10k": images float32 [N, 784] in [-1, 1], and labels [N]."""
+    paths = sorted(glob.glob(f"work/{name}-*.gz"))  # None: paddle downloads them.
     try:
         data = paddle.vision.datasets.MNIST(*paths, mode=name.replace("t10k", "test"))
     except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
@@ -41,8 +38,7 @@ def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata, atomically; loading cannot run code."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not a regular file")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    data = safetensors.numpy.save(arrays, {"mnist": json.dumps(metadata)})
+    data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     Path(f"{path}.tmp").write_bytes(data)
     os.replace(f"{path}.tmp", path)
 

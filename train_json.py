@@ -18,7 +18,6 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-import safetensors.numpy
 
 # On AMD, paddle's matrix library takes its slowest path unless this is set before.
 if os.path.exists("/proc/cpuinfo") and "AuthenticAMD" in open("/proc/cpuinfo").read():
@@ -26,6 +25,7 @@ if os.path.exists("/proc/cpuinfo") and "AuthenticAMD" in open("/proc/cpuinfo").r
 warnings.filterwarnings("ignore", module="paddle")
 
 import paddle  # noqa: E402
+import safetensors.paddle  # noqa: E402
 
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]  # From paper to ink.
 Image = Annotated[list[Pixel], msgspec.Meta(min_length=784, max_length=784)]
@@ -34,10 +34,7 @@ Split = tuple[Annotated[list[Image], msgspec.Meta(min_length=1)], list[Label]]
 
 
 def read_splits(path, limit):
-    """Read and validate the JSON file: {mode: (images uint8 [N, 28, 28], labels [N])}.
-
-    The modes are "train", "valid" and "eval". Raises OSError or ValueError.
-    """
+    """Return {mode: (images uint8 [N, 28, 28], labels [N])}; wrong data: ValueError."""
     print(f"loading {path} ...")
     try:
         with gzip.open(path) as file:
@@ -85,8 +82,7 @@ def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata, atomically; loading cannot run code."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is not a regular file")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    data = safetensors.numpy.save(arrays, {"mnist": json.dumps(metadata)})
+    data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     Path(f"{path}.tmp").write_bytes(data)
     os.replace(f"{path}.tmp", path)
 

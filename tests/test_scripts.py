@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT, SCRIPTS, run, succeed
 
 TRAINING = ["train_builtin", "train_json", "train_async"]
-LINES = {  # Size is a promise: the scripts together have at most 927.
+LINES = {  # Size is a promise: the scripts together have at most 900.
     "show_batch.py": 70,
     "train_builtin.py": 120,
     "train_json.py": 160,
     "train_async.py": 290,
-    "predict.py": 321,
+    "predict.py": 306,
     "tests/benchmark.py": 260,
     "work/make_data.py": 200,
     "README.md": 110,
@@ -78,7 +78,7 @@ def test_sizes_are_as_promised():
 
     sizes = {name: lines(ROOT / name) for name in LINES}
     assert {name: n for name, n in sizes.items() if n > LINES[name]} == {}
-    assert sum(sizes[f"{script}.py"] for script in SCRIPTS) <= 927
+    assert sum(sizes[f"{script}.py"] for script in SCRIPTS) <= 900
     tests = set(ROOT.glob("tests/*.py")) - {ROOT / "tests" / "benchmark.py"}
     assert sum(map(lines, tests)) <= 650
 
