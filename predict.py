@@ -152,7 +152,7 @@ def centre(ink, mask):
 
 
 def normalise(colours):
-    """Return lines of (digit uint8 [28, 28], box), and the steps; no ink: ValueError."""
+    """Return lines of (digit uint8 [28, 28], box), and steps; no ink: ValueError."""
     paper = find_paper(colours)
     ink = find_ink(colours, paper)
     large = min(ink.shape) > SMALL
@@ -207,7 +207,7 @@ def load_network(path):
 
 @paddle.no_grad()
 def predict(network, images):
-    """Return digits [N] and probabilities (a regression: outputs) of uint8 [N, 28, 28]."""
+    """Return digits [N] and probabilities (regression: outputs) of uint8 [N, 28, 28]."""
     inputs = np.float32(images).reshape(-1, 1, 28, 28) / 127.5 - 1
     outputs = network(paddle.to_tensor(inputs))
     if outputs.shape[1] == 1:
