@@ -207,7 +207,7 @@ def load_network(path):
 
 @paddle.no_grad()
 def predict(network, images):
-    """Return digits [N] and probabilities (regression: outputs) of uint8 [N, 28, 28]."""
+    """Return digits [N], probabilities (regression: outputs) of uint8 [N, 28, 28]."""
     inputs = np.float32(images).reshape(-1, 1, 28, 28) / 127.5 - 1
     outputs = network(paddle.to_tensor(inputs))
     if outputs.shape[1] == 1:
