@@ -1,8 +1,7 @@
 """Pictures in, digits out: photos, scans, screenshots and drawings of numbers.
 
-MNIST's digits are white on black, of one size and centred. The article only resized its
-picture; here any picture is brought to that form first, in steps that --show draws.
-`python predict.py work/example_0.png` prints
+MNIST's digits are white on black, of one size and centred: any picture is brought to
+that form first, in steps that --show draws. `python predict.py work/example_0.png`:
 
     work/example_0.png: 0  (96.0 %)
 """
@@ -29,7 +28,6 @@ Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
 OUTPUTS = {"cross_entropy": 10, "square_error": 1}  # Of the network, for each loss.
 SIDE = 640  # Pixels: a larger picture is reduced to this, which averages its grain.
 SMALL = 64  # Pixels: up to this side, grain, shadows and ruled lines do not matter.
-UNSURE = 0.6  # 1 % of the validation images fall below this probability.
 
 
 def open_picture(path):
@@ -48,20 +46,14 @@ def open_picture(path):
     return np.array(image)
 
 
-def rim(values):
-    """Return the outermost rows and columns of [H, W, ...] one after the other."""
-    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-
-
 def find_paper(colours):
     """Return the paper's colour at each pixel, uint8 [H, W, 3], shadows included."""
-    if min(colours.shape[:2]) <= SMALL:
-        codes = (rim(colours) >> 5) @ np.array([64, 8, 1])  # Coarse colours
-        common = rim(colours)[codes == np.bincount(codes).argmax()]
-        return np.full_like(colours, np.median(common, axis=0))
     small = cv2.resize(colours, (64, 64), interpolation=cv2.INTER_AREA)
     # Ink differs much from its surroundings in few places: the cube brings it out.
     contrast = small - cv2.blur(np.float32(small), (33, 33))
+    if min(colours.shape[:2]) <= SMALL:  # The digit may fill it, but for the rim.
+        rim = np.concatenate([*colours[[0, -1]], colours[:, 0], colours[:, -1]])
+        contrast = small - np.median(rim, axis=0)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (33, 33))
     opened = cv2.morphologyEx(small, cv2.MORPH_OPEN, disc)
     closed = cv2.morphologyEx(small, cv2.MORPH_CLOSE, disc)
@@ -103,14 +95,12 @@ def merge(begins, ends):
 
 
 def find_digits(mask):
-    """Return lines of digits, each as a mask, of the mask of all ink, uint8 [H, W].
-
-    Parts whose widths overlap by a third are one digit, parts side by side are two.
-    """
+    """Return lines of digits, each as a mask, of the mask of all ink, uint8 [H, W]."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     left, top, width, height, area = stats.T
     right, bottom, length = left + width, top + height, np.hypot(width, height)
-    along = np.bincount(rim(labels), minlength=count) / length
+    rim = np.concatenate([*labels[[0, -1]], labels[:, 0], labels[:, -1]])
+    along = np.bincount(rim, minlength=count) / length
     main = 1 + (area * length)[1:].argmax()
     # Specks fall away, and what lies along the picture's rim.
     keep = (area > area[main] / 50) & (along <= max(0.3, along[main]))
@@ -119,7 +109,7 @@ def find_digits(mask):
     for line in merge(top[parts] - near, bottom[parts] + near):
         line = parts[line]
         small = height[line] < 0.4 * np.ptp([top[line], bottom[line]])
-        margin = np.where(small, 2 * near, -width[line] / 6)
+        margin = np.where(small, 2 * near, -width[line] / 6)  # A third of both
         digits = [line[d] for d in merge(left[line] - margin, right[line] + margin)]
         heights = [np.ptp([top[digit], bottom[digit]]) for digit in digits]
         tall = 0.4 * max(height[main], *heights)
@@ -152,7 +142,7 @@ def centre(ink, mask):
 
 
 def normalise(colours):
-    """Return lines of (digit uint8 [28, 28], box), and steps; no ink: ValueError."""
+    """Return lines of digits, uint8 [28, 28], and the steps; no ink: ValueError."""
     paper = find_paper(colours)
     ink = find_ink(colours, paper)
     large = min(ink.shape) > SMALL
@@ -167,11 +157,9 @@ def normalise(colours):
             return normalise(np.ascontiguousarray(inside))
     rest = drop_rules(mask) if large else mask
     rest = rest if rest.any() else mask  # A digit may be as thin, and reach the rim.
-    # A picture as small as MNIST's holds one digit.
-    lines = find_digits(rest) if max(mask.shape) > 28 else [[mask]]
-    lines = [[(centre(ink, d), cv2.boundingRect(d)) for d in line] for line in lines]
-    steps = {"picture": colours, "paper": paper, "ink": ink, "without rules": rest}
-    return lines, steps
+    lines = find_digits(rest) if max(mask.shape) > 28 else [[mask]]  # MNIST's own size
+    lines = [[centre(ink, digit) for digit in line] for line in lines]
+    return lines, {"picture": colours, "paper": paper, "ink": ink, "no rules": rest}
 
 
 def build_network(name, outputs):
@@ -221,22 +209,18 @@ def read_picture(network, path, raw):
     colours = open_picture(path)
     if raw:  # The article's way
         image = Image.fromarray(colours).convert("L").resize((28, 28), Image.LANCZOS)
-        lines, steps = [[(255 - np.array(image), (0, 0, 0, 0))]], {"picture": colours}
+        lines, steps = [[255 - np.array(image)]], {"picture": colours}
     else:
         lines, steps = normalise(colours)
-    images, boxes = zip(*[digit for line in lines for digit in line])
+    images = [digit for line in lines for digit in line]
     digits, values = predict(network, images)
     ends = np.cumsum([len(line) for line in lines])[:-1]
     text = " ".join("".join(map(str, line)) for line in np.split(digits, ends))
-    note = f"{100 * values.min():.1f} %" + ", not sure" * bool(values.min() < UNSURE)
+    note = f"{100 * values.min():.1f} %" + ", not sure" * bool(values.min() < 0.6)
     if values.ndim == 2:
         note = "output " + ", ".join(f"{value:.2f}" for value in values[:, 0])
     print(f"{path}: {text}  ({note})")
-    size = max(steps["picture"].shape) / 300
-    for box, digit in zip(boxes, map(str, digits)):
-        cv2.rectangle(steps["picture"], box, (255, 0, 0))
-        cv2.putText(steps["picture"], digit, box[:2], 0, size, (255, 0, 0))
-    return steps | {"for the network": np.hstack(images)}
+    return steps | {f"read: {text}": np.hstack(images)}
 
 
 def draw(pictures, path):
