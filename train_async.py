@@ -3,7 +3,7 @@
 A worker process prepares the next batches while this one trains, with a queue between
 the two. `python train_async.py --epochs 3` ends with
 
-    test: 9939 / 10000 correct (99.39 %)
+    test: 9942 / 10000 correct (99.42 %)
 """
 
 import argparse
@@ -119,7 +119,7 @@ def compute_loss(outputs, labels):
         return (outputs - labels).square().mean()
     classes = labels.squeeze(1).astype("int64")
     # Label smoothing keeps the logits bounded.
-    return nn.functional.cross_entropy(outputs, classes, label_smoothing=0.05)
+    return nn.functional.cross_entropy(outputs, classes, label_smoothing=0.1)
 
 
 def make_optimizer(name, lr, steps, network):
@@ -127,9 +127,12 @@ def make_optimizer(name, lr, steps, network):
     schedule = paddle.optimizer.lr.OneCycleLR(lr, steps, phase_pct=0.2)
     if name == "sgd":  # A constant rate, as in the article.
         schedule = paddle.optimizer.lr.LambdaDecay(lr, lambda step: 1)
+    options = {}
+    if name == "adam":  # It remembers a tenth of the training; one call updates all.
+        options = {"beta2": max(0.9, 1 - 10 / steps), "use_multi_tensor": True}
     kind = {"sgd": "SGD"}.get(name, name.title())  # Adam, Momentum, Adagrad
     optimizer = getattr(paddle.optimizer, kind)
-    return optimizer(schedule, parameters=network.parameters()), schedule
+    return optimizer(schedule, parameters=network.parameters(), **options), schedule
 
 
 @paddle.no_grad()
@@ -186,6 +189,8 @@ def main():
         args = parser.parse_args()
     if min(args.epochs, args.batch_size, 1 if args.limit is None else args.limit) < 1:
         parser.error("--epochs, --batch-size and --limit must be at least 1")
+    if args.epochs < args.done:
+        parser.error(f"{args.done} epochs are done already: name more --epochs")
     if args.gpu and not paddle.device.cuda.device_count():
         print("warning: no usable GPU, training on the CPU", file=sys.stderr)
         args.gpu = False
@@ -200,7 +205,8 @@ def main():
     paddle.seed(args.seed)
     network = build_network(args.network, OUTPUTS[args.loss])
     steps = len(Batches(train, args.batch_size))
-    lr, cycle = args.lr or RATES[args.optimizer], args.epochs * steps
+    lr = RATES[args.optimizer] if args.lr is None else args.lr
+    cycle = args.epochs * steps
     optimizer, schedule = make_optimizer(args.optimizer, lr, cycle, network)
     if args.resume:
         names = [name for name in tensors if name.startswith("optimizer.")]

@@ -44,6 +44,7 @@ COMMANDS = [  # (script, arguments, what the error says)
     ("train_json", "--epochs 1 --params /dev/null", "/dev/null is not a regular file"),
     ("train_async", "--resume --params kept --network mlp", "kept is of another"),
     ("train_async", "--resume --params kept --optimizer sgd", "kept is of another"),
+    ("train_async", "--resume --params kept --epochs 1", "2 epochs are done"),
     ("show_batch", "--source json --data work/example_0.png", "example_0.png"),
     ("predict", "work/example_0.png --params nowhere", "nowhere"),
     ("predict", "", "--samples"),
@@ -56,7 +57,7 @@ def place(small_work, tmp_path_factory):
     """A folder with a small work/ and a parameters file called kept."""
     place = tmp_path_factory.mktemp("bad")
     shutil.copytree(small_work, place / "work")
-    succeed(place, "train_async", "--epochs", 1, "--params", "kept")
+    succeed(place, "train_async", "--epochs", 2, "--params", "kept")
     cut = place / "work" / "t10k-images-idx3-ubyte.gz"
     cut.write_bytes(cut.read_bytes()[:-50])
     return place
