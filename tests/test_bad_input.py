@@ -135,7 +135,8 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
     content = (place / "work" / "example_7.png").read_bytes()
     (place / "cut.png").write_bytes(content[:5000])
     Image.new("L", (90, 90), 200).save(place / "blank.jpg")
-    bad = ["empty", "text.png", "cut.png", "blank.jpg", "nowhere.png", "x" * 300]
+    Image.new("L", (2, 1)).save(place / "tiny.png")
+    bad = ["empty", "text.png", "cut.png", "blank.jpg", "tiny.png", "no.png", "x" * 300]
     good = ["work/example_3.png", "work/example_9.png"]
     names = ["--params", "kept", good[0], *bad, good[1]]
     status, out, err = run(place, "predict", *names)
@@ -144,6 +145,7 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
     lines = err.splitlines()
     assert len(lines) == len(bad) and all(x.startswith("error: ") for x in lines)
     assert all(name in line for name, line in zip(bad, lines)), err
+    assert err.count("no ink") == 2  # The blank and the tiny one
 
 
 def test_missing_gpu_is_one_warning(place):
