@@ -33,11 +33,9 @@ def main():
         if args.source == "json":
             source, split = args.data, tuple[list[list[int]], list[int]]
             with gzip.open(source) as file:
-                splits = msgspec.json.decode(
-                    file.read(), type=tuple[split, split, split]
-                )
-            images = np.float32(splits[0][0][:size]).reshape(-1, 1, 28, 28) / 127.5 - 1
-            labels = np.array(splits[0][1][:size])
+                data = msgspec.json.decode(file.read(), type=tuple[split, split, split])
+            images = np.float32(data[0][0][:size]).reshape(-1, 1, 28, 28) / 127.5 - 1
+            labels = np.array(data[0][1][:size])
         else:  # Images and labels; without these files, paddle downloads them.
             data = paddle.vision.datasets.MNIST(*sorted(glob.glob(source)))
             images = np.array(data.images[:size]) / 127.5 - 1
@@ -51,8 +49,7 @@ def main():
     figure = plt.figure(figsize=(12, 1.9 * rows), layout="constrained")
     for index, (image, label) in enumerate(zip(images, labels), 1):
         axes = figure.add_subplot(rows, 8, index, title=f"label {label}")
-        grey = ((image.reshape(28, 28) + 1) * 127.5).astype(np.uint8)
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image.reshape(28, 28), cmap="gray", vmin=-1, vmax=1)
     figure.savefig(args.save, format="png")
     print(f"drawn: {args.save}")
     if plt.get_backend().lower() != "agg":  # There is a display: a window, too.

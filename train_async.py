@@ -1,7 +1,6 @@
 """Chapters 5.6 to 10: load data in the background while training, and read digits.
 
-A worker process prepares the next batches while this one trains, with a queue between
-the two. `python train_async.py --epochs 3` ends with
+A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
     test: 9942 / 10000 correct (99.42 %)
 """
@@ -113,6 +112,23 @@ def build_network(name, outputs):
     return nn.Sequential(*layers)
 
 
+class BatchLast(nn.Sequential):
+    """The same layers, the batch being one image's third dimension: faster on a CPU."""
+
+    def forward(self, images):
+        x = images.transpose([1, 2, 3, 0]).unsqueeze(0).flatten(3)  # [1, 1, 28, 28 * N]
+        for layer in self:
+            if isinstance(layer, nn.Conv2D):  # It takes a product for each image.
+                x = x.reshape([*x.shape[:3], -1, len(images)])
+                weight = layer.weight.unsqueeze(-1)
+                x = nn.functional.conv3d(x, weight, stride=[2, 2, 1]).flatten(3)
+            elif isinstance(layer, nn.Flatten):
+                x = x.reshape([-1, len(images)]).t()
+            else:
+                x = layer(x)
+        return x
+
+
 def compute_loss(outputs, labels):
     """Return the mean loss of outputs [N, 10] or [N, 1] against labels [N, 1]."""
     if outputs.shape[1] == 1:
@@ -130,9 +146,8 @@ def make_optimizer(name, lr, steps, network):
     options = {}
     if name == "adam":  # It remembers a tenth of the training; one call updates all.
         options = {"beta2": max(0.9, 1 - 10 / steps), "use_multi_tensor": True}
-    kind = {"sgd": "SGD"}.get(name, name.title())  # Adam, Momentum, Adagrad
-    optimizer = getattr(paddle.optimizer, kind)
-    return optimizer(schedule, parameters=network.parameters(), **options), schedule
+    kind = getattr(paddle.optimizer, {"sgd": "SGD"}.get(name, name.title()))  # Adam
+    return kind(schedule, parameters=network.parameters(), **options), schedule
 
 
 @paddle.no_grad()
@@ -169,7 +184,7 @@ def main():
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=int, default=3, help="passes over the images (3)")
-    add("--batch-size", type=int, default=50, help="images in a training step (50)")
+    add("--batch-size", type=int, default=100, help="images in a training step (100)")
     add("--lr", type=float, help="highest learning rate (the optimizer's own)")
     add("--seed", type=int, default=0, help="same seed, same result (0)")
     add("--limit", type=int, help="use the first LIMIT images of each set (all)")
@@ -204,22 +219,20 @@ def main():
     valid, test = (Batches(split, 10**9)[0] for split in others)
     paddle.seed(args.seed)
     network = build_network(args.network, OUTPUTS[args.loss])
-    steps = len(Batches(train, args.batch_size))
     lr = RATES[args.optimizer] if args.lr is None else args.lr
-    cycle = args.epochs * steps
-    optimizer, schedule = make_optimizer(args.optimizer, lr, cycle, network)
+    steps = args.epochs * len(Batches(train, args.batch_size))
+    optimizer, schedule = make_optimizer(args.optimizer, lr, steps, network)
     if args.resume:
-        names = [name for name in tensors if name.startswith("optimizer.")]
-        state = {name.removeprefix("optimizer."): tensors.pop(name) for name in names}
-        stateless = args.optimizer == "sgd"
-        if any(network.set_state_dict(tensors)) or stateless == bool(state):
+        made_by = metadata.get("optimizer", "sgd")  # train_json.py does not name it.
+        if network.set_state_dict(tensors)[0] or args.optimizer != made_by:
             raise ValueError(f"{args.params} is of another network or optimizer")
-        schedule.step(args.done * steps)
+        schedule.step(args.done * steps // args.epochs)
+        state = {n[10:]: t for n, t in tensors.items() if n.startswith("optimizer.")}
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
-    model = network
+    model = network if args.gpu else BatchLast(*network)
     if processes > 1:  # All gradients go in one message (up to 25 MB).
-        model = paddle.DataParallel(network, last_comm_buffer_size=25)
+        model = paddle.DataParallel(model, last_comm_buffer_size=25)
 
     for epoch in range(args.done, args.epochs):
         start, losses, seed = time.perf_counter(), [], [args.seed, epoch]
