@@ -52,10 +52,7 @@ def read_splits(path, limit):
 
 
 def load_data(mode, splits, batch_size, seed=0, epoch=0):
-    """Yield images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1].
-
-    Only "train" is shuffled, anew in each epoch. The last batch holds what is left.
-    """
+    """Yield images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1]."""
     if mode not in splits:
         raise ValueError(f"mode must be one of {list(splits)}, not {mode!r}")
     images, labels = splits[mode]
