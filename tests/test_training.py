@@ -53,6 +53,14 @@ def test_same_seed_gives_the_same_bytes_whoever_loads_the_batches(folder):
     assert one == two == three != other
 
 
+def test_a_batch_as_one_image_gives_what_its_images_give():
+    from train_async import BatchLast, build_network, paddle
+
+    network, images = build_network("cnn", 10), paddle.rand([7, 1, 28, 28])
+    outputs = BatchLast(*network)(images).numpy()
+    np.testing.assert_allclose(outputs, network(images).numpy(), atol=1e-5)
+
+
 def test_article_training_is_the_same_bit_for_bit(folder):
     succeed(folder, "train_json", "--epochs", 3, "--params", "json")
     train(folder, "async", "--epochs", 3, *ARTICLE)
