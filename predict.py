@@ -3,7 +3,7 @@
 MNIST's digits are white on black, of one size and centred: any picture is brought to
 that form first, in steps that --show draws. `python predict.py work/example_0.png`:
 
-    work/example_0.png: 0  (99.8 %)
+    work/example_0.png: 0  (99.9 %)
 """
 
 import argparse

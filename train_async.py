@@ -2,7 +2,7 @@
 
 A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
-    test: 9942 / 10000 correct (99.42 %)
+    test: 9949 / 10000 correct (99.49 %)
 """
 
 import argparse
