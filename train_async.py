@@ -115,12 +115,12 @@ def build_network(name, outputs):
 
 
 class BatchLast(nn.Sequential):
-    """The same layers, the batch being one image's third dimension: faster on a CPU."""
+    """The same layers on a batch as one image: faster on a CPU while caches hold it."""
 
     def forward(self, images):
         x = images.transpose([1, 2, 3, 0]).unsqueeze(0).flatten(3)  # [1, 1, 28, 28 * N]
         for layer in self:
-            if isinstance(layer, nn.Conv2D):  # It takes a product for each image.
+            if isinstance(layer, nn.Conv2D):  # One product, not one an image
                 x = x.reshape([*x.shape[:3], -1, len(images)])
                 weight = layer.weight.unsqueeze(-1)
                 x = nn.functional.conv3d(x, weight, stride=[2, 2, 1]).flatten(3)
@@ -232,7 +232,7 @@ def main():
         state = {n[10:]: t for n, t in tensors.items() if n.startswith("optimizer.")}
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
-    model = network if args.gpu else BatchLast(*network)
+    model = network if args.gpu or args.batch_size > 256 else BatchLast(*network)
     if processes > 1:  # All gradients go in one message (up to 25 MB).
         model = paddle.DataParallel(model, last_comm_buffer_size=25)
 
