@@ -148,8 +148,8 @@ def others(home, args):
         ):
             out, lines = run(home / "tests", *command, python=args.python, until=goal)
             assert re.search(goal, out), f"{name} ended before 99 %"
-            seconds = sum(when for when, line in lines if "(99%)]" in line)
-            seconds -= sum(when for when, line in lines if "[0/" in line)
+            begun, ended = ([w for w, t in lines if m in t] for m in ("[0/", "(99%)]"))
+            seconds = sum(ended) - sum(begun[: len(ended)])
             row = seconds, seconds / spent, out.count("Accuracy: ")
             results.setdefault(name, []).append(row)
             print(seed, name, *row, file=sys.stderr)
