@@ -59,17 +59,17 @@ def read_splits(path, limit):
 
 
 def augment(image, label, rng):
-    """Return a digit, uint8 [28, 28], distorted at random, and one in three blurred."""
+    """Return a digit, uint8 [28, 28], distorted; a third blurred, some ones hooked."""
     if label == 1 and image.any() and rng.random() < 1 / 3:
-        # Few of MNIST's have a hook and a foot, which are common elsewhere.
+        # Few ones of MNIST have a hook and a foot, which are common elsewhere.
         top, base = np.flatnonzero(image.any(1))[[0, -1]]
-        (x, foot), (h, w) = image[[top, base]].argmax(1), rng.integers(0, 10, 2)
-        lines = [[x, top], [x - h, top + h]], [[foot - w, base], [foot + w, base]]
+        (head, foot), (h, w) = image[[top, base]].argmax(1), rng.integers(0, 10, 2)
+        lines = [[head, top], [head - h, top + h]], [[foot - w, base], [foot + w, base]]
         image = cv2.polylines(image, np.int32(lines), False, 255, 2, cv2.LINE_AA)
     if rng.random() < 1 / 3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.6))
     matrix = np.eye(2) + rng.uniform(-0.18, 0.18, (2, 2))
-    shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)
+    shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)  # Centred
     return cv2.warpAffine(image, np.column_stack([matrix, shift]), (28, 28))
 
 
@@ -79,7 +79,7 @@ class Batches(paddle.io.Dataset):
     def __init__(self, split, size, seed=None, augmented=False, rank=0, processes=1):
         self.images, self.labels = split
         order = np.arange(len(self.labels))
-        if seed:  # A model remembers best what it saw last.
+        if seed:  # [seed, epoch]. A model remembers best what it saw last.
             np.random.default_rng(seed).shuffle(order)
         # Each of several training processes takes its share of every batch.
         starts = range(0, len(order) - processes + 1, size)
@@ -115,12 +115,12 @@ def build_network(name, outputs):
 
 
 class BatchLast(nn.Sequential):
-    """The same layers on a batch as one image: faster on a CPU while caches hold it."""
+    """The same layers, a batch as one wide image: faster on a CPU if it is cached."""
 
     def forward(self, images):
         x = images.transpose([1, 2, 3, 0]).unsqueeze(0).flatten(3)  # [1, 1, 28, 28 * N]
         for layer in self:
-            if isinstance(layer, nn.Conv2D):  # One product, not one an image
+            if isinstance(layer, nn.Conv2D):  # One matrix product for all images
                 x = x.reshape([*x.shape[:3], -1, len(images)])
                 weight = layer.weight.unsqueeze(-1)
                 x = nn.functional.conv3d(x, weight, stride=[2, 2, 1]).flatten(3)
