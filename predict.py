@@ -168,10 +168,10 @@ def build_network(name, outputs):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
     layers, features = [], 784  # An MLP has no convolutions.
     if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
-        layers += [nn.Conv2D(1, 24, 5, 2, bias_attr=False), nn.BatchNorm2D(24)]
-        layers += [nn.ReLU(), nn.Conv2D(24, 48, 3, 2, bias_attr=False)]
-        layers += [nn.BatchNorm2D(48), nn.ReLU()]
-        features = 1200  # [N, 24, 12, 12], then [N, 48, 5, 5]
+        for cin, cout, side, stride in (1, 24, 5, 2), (24, 48, 3, 2), (48, 64, 3, 1):
+            layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
+            layers += [nn.BatchNorm2D(cout), nn.ReLU()]
+        features = 576  # [N, 24, 12, 12], [N, 48, 5, 5], [N, 64, 3, 3]
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
     layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
     return nn.Sequential(*layers)

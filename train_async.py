@@ -2,7 +2,7 @@
 
 A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
-    test: 9949 / 10000 correct (99.49 %)
+    test: 9946 / 10000 correct (99.46 %)
 """
 
 import argparse
@@ -60,7 +60,7 @@ def read_splits(path, limit):
 
 def augment(image, label, rng):
     """Return a digit, uint8 [28, 28], distorted; a third blurred, some ones hooked."""
-    if label == 1 and image.any() and rng.random() < 1 / 3:
+    if label == 1 and image.any() and rng.random() < 0.1:
         # Few ones of MNIST have a hook and a foot, which are common elsewhere.
         top, base = np.flatnonzero(image.any(1))[[0, -1]]
         (head, foot), (h, w) = image[[top, base]].argmax(1), rng.integers(0, 10, 2)
@@ -69,7 +69,7 @@ def augment(image, label, rng):
     if rng.random() < 1 / 3:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.6))
     matrix = np.eye(2) + rng.uniform(-0.18, 0.18, (2, 2))
-    shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)  # Centred
+    shift = 13.5 - matrix @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, 2)  # Round the centre
     return cv2.warpAffine(image, np.column_stack([matrix, shift]), (28, 28))
 
 
@@ -105,10 +105,10 @@ def build_network(name, outputs):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
     layers, features = [], 784  # An MLP has no convolutions.
     if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
-        layers += [nn.Conv2D(1, 24, 5, 2, bias_attr=False), nn.BatchNorm2D(24)]
-        layers += [nn.ReLU(), nn.Conv2D(24, 48, 3, 2, bias_attr=False)]
-        layers += [nn.BatchNorm2D(48), nn.ReLU()]
-        features = 1200  # [N, 24, 12, 12], then [N, 48, 5, 5]
+        for cin, cout, side, stride in (1, 24, 5, 2), (24, 48, 3, 2), (48, 64, 3, 1):
+            layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
+            layers += [nn.BatchNorm2D(cout), nn.ReLU()]
+        features = 576  # [N, 24, 12, 12], [N, 48, 5, 5], [N, 64, 3, 3]
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
     layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
     return nn.Sequential(*layers)
@@ -122,8 +122,8 @@ class BatchLast(nn.Sequential):
         for layer in self:
             if isinstance(layer, nn.Conv2D):  # One matrix product for all images
                 x = x.reshape([*x.shape[:3], -1, len(images)])
-                weight = layer.weight.unsqueeze(-1)
-                x = nn.functional.conv3d(x, weight, stride=[2, 2, 1]).flatten(3)
+                weight, stride = layer.weight.unsqueeze(-1), [*layer._stride, 1]
+                x = nn.functional.conv3d(x, weight, stride=stride).flatten(3)
             elif isinstance(layer, nn.Flatten):
                 x = x.reshape([-1, len(images)]).t()
             else:
@@ -229,7 +229,7 @@ def main():
         if network.set_state_dict(tensors)[0] or args.optimizer != made_by:
             raise ValueError(f"{args.params} is of another network or optimizer")
         schedule.step(args.done * steps // args.epochs)
-        state = {n[10:]: t for n, t in tensors.items() if n.startswith("optimizer.")}
+        state = {n.removeprefix("optimizer."): t for n, t in tensors.items()}
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
     model = network if args.gpu or args.batch_size > 256 else BatchLast(*network)
