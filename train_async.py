@@ -115,7 +115,7 @@ def build_network(name, outputs):
 
 
 class BatchLast(nn.Sequential):
-    """The same layers, a batch as one wide image: faster on a CPU if it is cached."""
+    """The same layers, a batch as one wide image: faster on a CPU."""
 
     def forward(self, images):
         x = images.transpose([1, 2, 3, 0]).unsqueeze(0).flatten(3)  # [1, 1, 28, 28 * N]
@@ -232,7 +232,7 @@ def main():
         state = {n.removeprefix("optimizer."): t for n, t in tensors.items()}
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
-    model = network if args.gpu or args.batch_size > 256 else BatchLast(*network)
+    model = network if args.gpu else BatchLast(*network)
     if processes > 1:  # All gradients go in one message (up to 25 MB).
         model = paddle.DataParallel(model, last_comm_buffer_size=25)
 
