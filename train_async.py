@@ -229,7 +229,7 @@ def main():
         if network.set_state_dict(tensors)[0] or args.optimizer != made_by:
             raise ValueError(f"{args.params} is of another network or optimizer")
         schedule.step(args.done * steps // args.epochs)
-        state = {n.removeprefix("optimizer."): t for n, t in tensors.items()}
+        state = {n.split(".", 1)[1]: t for n, t in tensors.items() if "optimizer" in n}
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
         print(f"resuming after epoch {args.done - 1}")
     model = network if args.gpu else BatchLast(*network)
