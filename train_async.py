@@ -115,7 +115,7 @@ def build_network(name, outputs):
 
 
 class BatchLast(nn.Sequential):
-    """The same layers, a batch as one wide image: faster on a CPU."""
+    """The same layers and weights, with a batch as one image: faster on a CPU."""
 
     def forward(self, images):
         x = images.transpose([1, 2, 3, 0]).unsqueeze(0).flatten(3)  # [1, 1, 28, 28 * N]
