@@ -141,8 +141,8 @@ def compute_loss(outputs, labels):
 
 
 def make_optimizer(name, lr, steps, network):
-    """Return the optimizer and its schedule: one cycle up and down (Smith, 2018)."""
-    schedule = paddle.optimizer.lr.OneCycleLR(lr, steps, phase_pct=0.2)
+    """Return the optimizer and its schedule, one cycle of >= 6 steps (Smith, 2018)."""
+    schedule = paddle.optimizer.lr.OneCycleLR(lr, max(6, steps), phase_pct=0.2)
     if name == "sgd":  # A constant rate, as in the article.
         schedule = paddle.optimizer.lr.LambdaDecay(lr, lambda step: 1)
     options = {}
