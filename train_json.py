@@ -56,7 +56,7 @@ def decode_images(mode, texts):
             raise msgspec.DecodeError(f"{mode} image {index}: {error}") from None
 
         if shares:
-            values = [round(256 * value) for value in values]
+            values = np.rint(np.multiply(values, 256)).astype(np.uint8)
         pixels += bytes(values)
     return np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
 
