@@ -1,15 +1,17 @@
-"""Make mnist.json.gz and the ten example pictures from MNIST's four IDX files.
+"""Make a data file, and the example pictures, from the IDX files beside this script.
 
-    python work/make_data.py [--into FOLDER]
+    python work/make_data.py                                        all of work/
+    python work/make_data.py --data fashion.json.gz                 only this data file
+    python work/make_data.py --data mine.json.gz --pictures FOLDER  own digits, too
 
-It reads the IDX files beside it, takes about twenty seconds and prints the name and
-the size of each file it has made. README.md tells what is in them.
+The own digits are in FOLDER/0 to FOLDER/9, one in a picture.
 """
 
 import argparse
 import gzip
 import io
 import json
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -19,19 +21,47 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter
 
-# With these the files are the same byte for byte; with others their content is the
-# same, but may be compressed differently, and the plot lettered in another font.
-MADE_WITH = "x86_64, zlib 1.2.13, numpy 2.4.6, pillow 13.0.0, matplotlib 3.11.2"
 
-
-def read_idx(path, shape):
-    """Return a gzipped IDX file of unsigned bytes as an array uint8 of this shape."""
+def read_idx(path):
+    """Return a gzipped IDX file of unsigned bytes as an array uint8."""
     try:
         data = gzip.decompress(path.read_bytes())
-        # The header has 4 bytes for the type and 4 for the length of each axis.
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
-    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        # Byte 3 is the number of axes; then each has 4 bytes for its length.
+        shape = np.frombuffer(data, ">i4", data[3], offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + shape.nbytes).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise SystemExit(f"error: {path}: {error}") from None
+
+
+def read_set(folder, name):
+    """Return a set's images, uint8 [N, 784], and labels, uint8 [N]."""
+    images = read_idx(folder / f"{name}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz")
+    if images.shape != (*labels.shape, 28, 28):
+        shapes = f"images {images.shape}, labels {labels.shape}"
+        raise SystemExit(f"error: {folder / name}: {shapes}")
+    return images.reshape(-1, 784), labels
+
+
+def read_pictures(folder):
+    """Return own digits in MNIST's form, uint8 [N, 784], and labels, uint8 [N]."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from predict import read_digits
+
+    images, labels = [], []
+    for path in sorted(folder.glob("[0-9]/*")):
+        try:
+            digits = read_digits(path)
+            if len(digits) != 1:
+                raise ValueError(f"{len(digits)} digits")
+            images.append(digits[0].reshape(784))
+            labels.append(int(path.parent.name))
+        except ValueError as error:
+            print(f"left out: {path}: {error}")
+    if not images:
+        raise SystemExit(f"error: {folder}: no digits in its folders 0 to 9")
+    print(f"own digits of 0 to 9: {np.bincount(labels, minlength=10)}")
+    return np.array(images), np.array(labels, np.uint8)
 
 
 def write_json(path, splits):
@@ -43,11 +73,10 @@ def write_json(path, splits):
 
 
 def enlarge(image, size, edge=110):
-    """Return a digit uint8 [28, 28] as smooth ink, float [size, size] from 0 to 1."""
+    """Return a digit, uint8 [28, 28], as ink from 0 to 1, which begins at grey edge."""
     wide = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
     # Half a pixel's blur takes the steps off the edge, a steep slope makes it sharp.
     wide = wide.filter(ImageFilter.GaussianBlur(size / 28 / 2))
-    # Ink begins at the grey value edge: a higher one makes a thinner pen.
     return 1 / (1 + np.exp((edge - np.asarray(wide, np.float64)) / 10))
 
 
@@ -84,8 +113,7 @@ def pencil(image):
     rng = np.random.default_rng(1)
     ink = enlarge(image, 280, edge=190)
     ink = ink * np.clip(0.72 + 0.1 * grain(rng, 280, 280, 3), 0, 1)
-    paper = 248 + 2 * grain(rng, 280, 280, 2)
-    return picture(paper * (1 - ink) + 45 * ink)
+    return picture((248 + 2 * grain(rng, 280, 280, 2)) * (1 - ink) + 45 * ink)
 
 
 def chalk(image):
@@ -116,7 +144,7 @@ def corner(image):
     return picture(255 - 225 * np.pad(enlarge(image, 230), ((20, 550), (740, 30))))
 
 
-def hairline():
+def hairline(_):
     """A 6 drawn with the mouse in a paint program: 2 pixels wide, without greys."""
     canvas = Image.new("RGB", (400, 400), "white")
     t = np.linspace(0, 1, 60)[:, None]
@@ -152,48 +180,41 @@ def squared(image):
     return picture(paint(paper, (200, 30, 40), np.pad(enlarge(image, 240), 30)))
 
 
+# How example_N.png is drawn, and from which test image: chosen by eye.
+DRAWN = [plot, pencil, chalk, felt_pen, transparent, corner, hairline, photo, squared]
+CHOSEN = [13, 5, 35, 32, 24, 53, 0, 17, 110, 12]
+
+
 def main():
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument(
-        "--into", type=Path, default=here, metavar="FOLDER", help="default: its own"
-    )
-    into = parser.parse_args().into
-    images = read_idx(here / "train-images-idx3-ubyte.gz", (60000, 28, 28))
-    labels = read_idx(here / "train-labels-idx1-ubyte.gz", (60000,))
-    test_images = read_idx(here / "t10k-images-idx3-ubyte.gz", (10000, 28, 28))
-    test_labels = read_idx(here / "t10k-labels-idx1-ubyte.gz", (10000,))
-    splits = [
-        (images[:50000].reshape(-1, 784), labels[:50000]),
-        (images[50000:].reshape(-1, 784), labels[50000:]),
-        (test_images.reshape(-1, 784), test_labels),
-    ]
-    # The test image behind each picture was chosen by eye.
-    examples = [
-        plot(test_images[13]),
-        pencil(test_images[5]),
-        chalk(test_images[35]),
-        felt_pen(test_images[32]),
-        transparent(test_images[24]),
-        corner(test_images[53]),
-        hairline(),
-        photo(test_images[17]),
-        squared(test_images[110]),
-        Image.fromarray(test_images[12]),
-    ]
-    into.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="make only this file")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="own digits")
+    args = parser.parse_args()
+    if args.pictures and not args.data:
+        parser.error("--pictures needs --data FILE")
+    train, test = read_set(here, "train"), read_set(here, "t10k")
+    last = len(train[1]) - len(train[1]) // 6  # The last sixth is for validation.
+    splits = [[a[:last] for a in train], [a[last:] for a in train], test]
+    if args.pictures:
+        own = read_pictures(args.pictures)
+        # They are repeated to a tenth of the others (tests/README.md), and stand first.
+        times = -(-last // 10 // len(own[1]))
+        splits[0] = [np.concatenate([*[a] * times, b]) for a, b in zip(own, splits[0])]
+    data = args.data or here / "mnist.json.gz"
     # No file takes its place before all of them are whole.
-    with tempfile.TemporaryDirectory(suffix=".tmp", dir=into) as temporary:
-        write_json(Path(temporary, "mnist.json.gz"), splits)
-        for digit, example in enumerate(examples):
-            example.save(Path(temporary, f"example_{digit}.png"), optimize=True)
+    with tempfile.TemporaryDirectory(suffix=".tmp", dir=data.parent) as temporary:
+        write_json(Path(temporary, data.name), splits)
+        if not args.data:
+            images = test[0][CHOSEN].reshape(-1, 28, 28)
+            for n, draw in enumerate([*DRAWN, Image.fromarray]):
+                draw(images[n]).save(f"{temporary}/example_{n}.png", optimize=True)
         for file in sorted(Path(temporary).iterdir()):
-            made = file.replace(into / file.name)
-            print(f"{made.name} {made.stat().st_size:>8} bytes")
+            print(f"made: {file.replace(data.parent / file.name)}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise SystemExit(f"error: {error}") from None
