@@ -26,6 +26,9 @@ def on_interrupt(line):
 
 if __name__ == "__main__":  # The imports below take seconds.
     on_interrupt("stopped: nothing is saved yet")
+CPU = Path("/proc/cpuinfo")  # Set as in train_async.py, so that both round alike.
+if CPU.exists() and "AuthenticAMD" in CPU.read_text():
+    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
 
 import msgspec  # noqa: E402
@@ -141,27 +144,30 @@ def evaluate(network, batches):
     return cut_off.sum(), rounded.sum(), len(labels), error
 
 
-def check_params(path):
-    """End the script if save_parameters could not, or should not, write this file."""
+def check_output(path, start, kind):
+    """End the script if this file cannot, or should not, be written.
+
+    A file that is there is replaced only if it is of this kind: it has start in its
+    first 40 bytes.
+    """
     target, head = os.path.realpath(path), b""
     try:
         open(f"{target}.tmp", "wb").close()
         os.remove(f"{target}.tmp")
         if os.path.isfile(target):
             with open(target, "r+b") as file:
-                head = file.read(40)  # Safetensors begin with their metadata.
+                head = file.read(40)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
 
-    if os.path.exists(target) and b'{"mnist"' not in head:
-        raise SystemExit(f"error: {path} is not a parameters file: left as it is")
+    if os.path.exists(target) and start not in head:
+        raise SystemExit(f"error: {path} is not a {kind}: left as it is")
     if head and os.stat(target).st_mode & 0o222 == 0:  # Root could still write it.
         raise SystemExit(f"error: {path} is write-protected: left as it is")
 
 
-def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata, atomically; loading cannot run code."""
-    data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
+def write_output(path, data):
+    """Write bytes atomically: a failed write leaves the old file and nothing else."""
     target = os.path.realpath(path)  # A symbolic link stays one.
     temporary = Path(f"{target}.tmp")
     try:
@@ -173,19 +179,27 @@ def save_parameters(path, tensors, metadata):
         temporary.unlink(missing_ok=True)
 
 
-def train_one_epoch(network, optimizer, batches, epoch):
-    """Take one step for each batch; return the mean loss."""
+def save_parameters(path, tensors, metadata):
+    """Write {name: paddle.Tensor} and metadata; loading them cannot run code."""
+    write_output(
+        path, safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
+    )
+
+
+def train_one_epoch(network, optimizer, batches, epoch, every):
+    """Take one step for each batch and show every so many losses; return their mean."""
     network.train()
     losses = []
     for batch, (images, labels) in enumerate(batches):
         outputs = network(paddle.to_tensor(images))  # [N, 1]
-        loss = paddle.nn.functional.mse_loss(outputs, paddle.to_tensor(labels))
+        targets = paddle.to_tensor(labels, "float32")
+        loss = paddle.nn.functional.mse_loss(outputs, targets)
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
 
         losses.append(loss.item())
-        if batch % 200 == 0:
+        if batch % every == 0:
             print(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
     return np.mean(losses)
 
@@ -233,7 +247,7 @@ def main():
     args = parse_args()
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    check_params(args.params)
+    check_output(args.params, b'{"mnist":', "parameters file")
     choose_device(args.gpu)
 
     splits = read_splits(args.data, args.limit)
@@ -247,7 +261,7 @@ def main():
     optimizer = paddle.optimizer.SGD(args.lr, network.parameters())
     for epoch in range(args.epochs):
         start = time.perf_counter()
-        loss = train_one_epoch(network, optimizer, train_loader(), epoch)
+        loss = train_one_epoch(network, optimizer, train_loader(), epoch, 200)
         right, _, count, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
