@@ -145,25 +145,17 @@ def evaluate(network, batches):
 
 
 def check_output(path, start, kind):
-    """End the script if this file cannot, or should not, be written.
-
-    A file that is there is replaced only if it is of this kind: it has start in its
-    first 40 bytes.
-    """
-    target, head = os.path.realpath(path), b""
-    try:
-        open(f"{target}.tmp", "wb").close()
-        os.remove(f"{target}.tmp")
-        if os.path.isfile(target):
-            with open(target, "r+b") as file:
-                head = file.read(40)
-    except OSError as error:
-        raise SystemExit(f"error: {path}: {error.strerror}") from None
-
-    if os.path.exists(target) and start not in head:
-        raise SystemExit(f"error: {path} is not a {kind}: left as it is")
-    if head and os.stat(target).st_mode & 0o222 == 0:  # Root could still write it.
-        raise SystemExit(f"error: {path} is write-protected: left as it is")
+    """End the script if this file cannot be written, or is there and of another kind."""
+    target = os.path.realpath(path)
+    if not os.access(os.path.dirname(target), os.W_OK):
+        raise SystemExit(f"error: {path}: its folder is missing or read-only")
+    if not os.path.exists(target):
+        return
+    # Replacing a file asks its folder only, and root may write what is read-only.
+    if not os.access(target, os.W_OK) or os.stat(target).st_mode & 0o222 == 0:
+        raise SystemExit(f"error: {path} is write-protected")
+    if not os.path.isfile(target) or start not in open(target, "rb").read(40):
+        raise SystemExit(f"error: {path} is there and is not a {kind}")
 
 
 def write_output(path, data):
