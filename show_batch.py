@@ -130,7 +130,7 @@ def read_splits(path, limit=None):
 
 
 def check_output(path, start, kind):
-    """End the script if this file cannot be written, or is there and of another kind."""
+    """End the script if a file cannot be written, or is there and of another kind."""
     target = os.path.realpath(path)
     if not os.access(os.path.dirname(target), os.W_OK):
         raise SystemExit(f"error: {path}: its folder is missing or read-only")

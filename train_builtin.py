@@ -103,7 +103,7 @@ def evaluate(network, batches):
 
 
 def check_output(path, start, kind):
-    """End the script if this file cannot be written, or is there and of another kind."""
+    """End the script if a file cannot be written, or is there and of another kind."""
     target = os.path.realpath(path)
     if not os.access(os.path.dirname(target), os.W_OK):
         raise SystemExit(f"error: {path}: its folder is missing or read-only")
