@@ -18,14 +18,8 @@ import zlib
 from pathlib import Path
 from typing import Annotated
 
-
-def on_interrupt(line):
-    """Let Ctrl-C end the script with this line instead of a traceback."""
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(line))
-
-
-if __name__ == "__main__":  # The imports below take seconds.
-    on_interrupt("stopped: nothing is saved yet")
+if __name__ == "__main__":  # Ctrl-C is one line, while paddle is imported, too.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped: ended epochs are saved"))
 CPU = Path("/proc/cpuinfo")  # Set as in train_async.py, so that both round alike.
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -39,71 +33,48 @@ import safetensors.paddle  # noqa: E402
 Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]  # From 0, paper, to 255, ink.
 Share = Annotated[float, msgspec.Meta(ge=0, le=255 / 256)]  # The course's: pixel / 256.
 Length = msgspec.Meta(min_length=784, max_length=784)
-Images = Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
-Split = tuple[Images, list[Label]]
-
-
-def decode_images(mode, texts):
-    """Return images uint8 [N, 28, 28] from N JSON lists, or raise a DecodeError.
-
-    One at a time: the course's own file would take 2.8 GB as Python lists.
-    """
-    shares = b"." in bytes(texts[0])
-    decoder = msgspec.json.Decoder(Annotated[list[Share if shares else Pixel], Length])
-    pixels = bytearray()
-    for index, text in enumerate(texts):
-        try:
-            values = decoder.decode(text)
-        except msgspec.DecodeError as error:
-            raise msgspec.DecodeError(f"{mode} image {index}: {error}") from None
-
-        if shares:
-            values = np.rint(np.multiply(values, 256)).astype(np.uint8)
-        pixels += bytes(values)
-    return np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
+Split = tuple[Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)], list[Label]]
 
 
 def read_splits(path, limit=None):
-    """Return {mode: (images uint8 [N, 28, 28], labels uint8 [N])}, N at most limit.
-
-    The file is checked whole; one that is wrong ends the script with one line.
-    """
+    """Return {mode: (images uint8 [N, 28, 28], labels uint8 [N])}, N at most limit."""
     print(f"loading {path} ...")
-    splits = {}
+    splits, place = {}, ""
     try:
         with gzip.open(path) as file:
             data = msgspec.json.decode(file.read(), type=tuple[Split, Split, Split])
+        kind = Share if b"." in bytes(data[0][0][0]) else Pixel
+        decoder = msgspec.json.Decoder(Annotated[list[kind], Length])
+
         for mode, (texts, labels) in zip(("train", "valid", "eval"), data):
-            splits[mode] = decode_images(mode, texts), np.array(labels, np.uint8)
-    except OSError as error:
-        raise SystemExit(f"error: {path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error, msgspec.DecodeError) as error:
-        raise SystemExit(f"error: {path}: {error}") from None
+            pixels = bytearray()
+            for index, text in enumerate(texts):  # As Python lists, all take 2.8 GB.
+                place = f"{mode} image {index}: "
+                values = decoder.decode(text)
+                if kind is Share:
+                    values = np.uint8(np.multiply(values, 256))
+                pixels += bytes(values)
 
-    for mode, (images, labels) in splits.items():
-        counts = f"{mode}: {len(images)} images, {len(labels)} labels"
-        if len(images) != len(labels):
-            raise SystemExit(f"error: {path}: {counts}")
-        splits[mode] = images[:limit], labels[:limit]
-        print(counts if limit is None else f"{counts}, the first {limit} are used")
-
+            place = f"{mode}: {len(texts)} images, {len(labels)} labels"
+            if len(texts) != len(labels):
+                raise ValueError
+            print(place if limit is None else f"{place}, used: {len(labels[:limit])}")
+            images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
+            splits[mode] = images[:limit], np.array(labels[:limit], np.uint8)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise SystemExit(f"error: {path}: {place}{error}") from None
     if splits["train"][0].max() <= 1:
         print(f"warning: {path}: pixels are 0 and 1, not 0 to 255", file=sys.stderr)
     return splits
 
 
 def load_data(mode, splits=None, batch_size=100, seed=0):
-    """Return the generator of a set's batches; each call of it begins an epoch.
+    """Return a generator of batches; each call of it is an epoch of the set.
 
-    A batch is images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1].
-    The mode is "train", "valid" or "eval"; any other is a ValueError.
+    It yields images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1].
     """
-    if splits is None:
-        splits = read_splits("work/mnist.json.gz")
-    if mode not in splits:
-        raise ValueError(f"mode must be one of {list(splits)}, not {mode!r}")
-    images, labels = splits[mode]
+    images, labels = (splits or read_splits("work/mnist.json.gz"))[mode]
     epochs = itertools.count()
 
     def data_generator():
@@ -131,55 +102,41 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return the digits right, cut off and rounded, of how many, and the mean error.
-
-    The article cuts off: the output's integer part is the digit.
-    """
+    """Return the digits right, cut off and rounded, of how many, and the mean error."""
     network.eval()
-    pairs = [(network(paddle.to_tensor(x)).numpy(), labels) for x, labels in batches]
+    pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    cut_off = np.trunc(outputs).clip(0, 9) == labels
+    cut_off = np.trunc(outputs).clip(0, 9) == labels  # As in the article.
     rounded = np.rint(outputs).clip(0, 9) == labels
     error = np.abs(outputs - labels).mean()
     return cut_off.sum(), rounded.sum(), len(labels), error
 
 
-def check_output(path, start, kind):
-    """End the script if a file cannot be written, or is there and of another kind."""
-    target = os.path.realpath(path)
-    if not os.access(os.path.dirname(target), os.W_OK):
-        raise SystemExit(f"error: {path}: its folder is missing or read-only")
-    if not os.path.exists(target):
-        return
-    # Replacing a file asks its folder only, and root may write what is read-only.
-    if not os.access(target, os.W_OK) or os.stat(target).st_mode & 0o222 == 0:
-        raise SystemExit(f"error: {path} is write-protected")
-    if not os.path.isfile(target) or start not in open(target, "rb").read(40):
-        raise SystemExit(f"error: {path} is there and is not a {kind}")
+def save_parameters(path, tensors, metadata):
+    """Write {name: paddle.Tensor} and metadata, atomically; without tensors, only try.
 
-
-def write_output(path, data):
-    """Write bytes atomically: a failed write leaves the old file and nothing else."""
+    No other kind of file is replaced. It is data: loading it cannot run code.
+    """
     target = os.path.realpath(path)  # A symbolic link stays one.
-    temporary = Path(f"{target}.tmp")
+    data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        if os.path.exists(target):
+            with open(target, "r+b") as file:  # Root may write what is protected.
+                known = b'{"mnist":' in file.read(40)
+            if not known or os.stat(target).st_mode & 0o222 == 0:
+                raise SystemExit(f"error: {path}: protected, or not a parameters file")
+        Path(f"{target}.tmp").write_bytes(data)
+        if tensors:
+            os.replace(f"{target}.tmp", target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata; loading them cannot run code."""
-    write_output(
-        path, safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
-    )
+        if os.path.exists(f"{target}.tmp"):
+            os.remove(f"{target}.tmp")
 
 
 def train_one_epoch(network, optimizer, batches, epoch, every):
-    """Take one step for each batch and show every so many losses; return their mean."""
+    """Take a step for each batch and show every so many losses; return their mean."""
     network.train()
     losses = []
     for batch, (images, labels) in enumerate(batches):
@@ -208,20 +165,17 @@ def above(low, high=2**32, kind=int):
 
 
 def choose_device(gpu):
-    """Use the GPU if it is asked for and paddle finds one, else the CPU."""
-    found = paddle.device.cuda.device_count() > 0
-    if gpu and not found:
-        built = paddle.is_compiled_with_cuda()
-        why = "paddle finds none" if built else "this paddle is built for the CPU"
-        print(f"warning: no GPU, {why}: using the CPU", file=sys.stderr)
-    paddle.set_device("gpu" if gpu and found else "cpu")
+    """Use the GPU if it is asked for and there is one, else the CPU."""
+    if gpu and not paddle.device.cuda.device_count():
+        built = "finds none" if paddle.is_compiled_with_cuda() else "is for the CPU"
+        print(f"warning: no GPU, this paddle {built}: on the CPU", file=sys.stderr)
+        gpu = False
+    paddle.set_device("gpu" if gpu else "cpu")
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(usage="%(prog)s [options]", formatter_class=form)
     add = parser.add_argument
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=10, help="passes over the images")
@@ -229,7 +183,6 @@ def parse_args():
     add("--lr", type=above(0, float("inf"), float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
     add("--limit", type=above(0), help="use the first LIMIT images of each set")
-
     add("--data", default="work/mnist.json.gz", help="read this file")
     add("--params", default="mnist.safetensors", help="write this file")
     return parser.parse_args()
@@ -239,7 +192,7 @@ def main():
     args = parse_args()
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    check_output(args.params, b'{"mnist":', "parameters file")
+    save_parameters(args.params, {}, {})
     choose_device(args.gpu)
 
     splits = read_splits(args.data, args.limit)
@@ -257,21 +210,16 @@ def main():
         right, _, count, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
-
-        valid, seconds = 100 * right / count, time.perf_counter() - start
-        print(
-            f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}  valid {valid:.2f} %  "
-            f"{seconds:.1f} s"
-        )
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
-        on_interrupt(f"stopped: {args.params} holds epoch {epoch + 1}")
+        done = f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}"
+        seconds = time.perf_counter() - start
+        print(f"{done}  valid {100 * right / count:.2f} %  {seconds:.1f} s")
 
     right, rounded, count, error = evaluate(network, eval_loader())
-    print(
-        f"test: {right} / {count} correct ({100 * right / count:.2f} %), "
-        f"rounded {100 * rounded / count:.2f} %, mean error {error:.3f}"
-    )
+    correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"
+    share = 100 * rounded / count
+    print(f"test: {correct}, rounded {share:.2f} %, mean error {error:.3f}")
     print(f"saved: {args.params}\nnext: python train_async.py --epochs 3")
 
 
