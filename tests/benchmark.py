@@ -124,7 +124,7 @@ def read_folder(folder):
 def make_numbers(folder):
     """Lay MNIST's test digits side by side, 500 times; return {kind: {path: text}}."""
     images, labels = read_mnist("t10k")
-    rng, texts = np.random.default_rng(0), {}
+    texts, rng = {}, np.random.default_rng(0)
     for number in range(500):
         chosen = rng.integers(len(labels), size=rng.integers(2, 7))
         page, x = Image.new("L", (300, 40)), 10
@@ -170,9 +170,8 @@ def measure(args, row):
     """Train by each command with several seeds, in turn; read pictures after each."""
     spec, results = TABLES["rows"][row], {}
     readers = spec.get("readers", [])
-    folders = [read_folder(folder) for folder in args.folder]
-    if row == "numbers":
-        folders = [make_numbers(args.home)]
+    made = [make_numbers(args.home)] if row == "numbers" else []
+    folders = made or [read_folder(folder) for folder in args.folder]
     for seed in range(args.runs or spec["seeds"]):
         for name, command in spec["trainings"].items():
             add(results, name, train(args, seed, command))
@@ -197,7 +196,7 @@ def regression(args):
 def others(args):
     """Training until the test set reads 99 %, asked after each epoch; ours at its end.
 
-    After a miss ours begins anew with one epoch more, and the seconds add up.
+    After a miss ours begins anew with one epoch more; the seconds add up.
     """
     raw = copytree(ROOT / "work", args.home.parent / "data/MNIST/raw")  # PyTorch's
     subprocess.run(["gunzip", "-rq", raw])
@@ -229,12 +228,10 @@ def plot_lessons(axes, results):
     for place, values in enumerate(errors):
         axes.plot([values.min(), values.max()], [place, place], "C0", linewidth=4)
         axes.plot(values.mean(), place, "C0o")
-        label = f"  {values.mean():.3g} %"
-        axes.annotate(label, (values.max(), place), va="center")
+        axes.text(values.max(), place, f"  {values.mean():.3g} %", va="center")
     axes.set(xscale="log", xlim=(0.2, 200), xlabel="wrong of the test images, %")
     axes.set_yticks(range(len(errors)), results)
     axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
 
 
 def plot_seconds(axes, results):
@@ -242,8 +239,7 @@ def plot_seconds(axes, results):
     medians = [np.median(result["training, s"]) for result in results.values()]
     bars = axes.barh(list(results), medians, color=["C0", "C7", "C7"])
     axes.bar_label(bars, [f"{seconds:.0f} s" for seconds in medians], padding=4)
-    axes.set(xlabel="seconds of training to 99 % on two cores")
-    axes.margins(x=0.1)
+    axes.set(xlabel="seconds of training to 99 % on two cores", xmargin=0.1)
     axes.invert_yaxis()
 
 
@@ -270,8 +266,7 @@ def plot_background(axes, results):
         ways.setdefault(way, []).append(point)
     for way, points in ways.items():
         axes.plot(*zip(*points), marker="o", label=way)
-    axes.set(xlabel="a batch takes so many milliseconds to read", ylim=0)
-    axes.set(ylabel="seconds of an epoch")
+    axes.set(xlabel="pause for each batch, ms", ylabel="seconds of an epoch", ylim=0)
     axes.grid(alpha=0.3)
     axes.legend()
 
@@ -292,8 +287,8 @@ def plots(args):
 
 
 def main():
-    rows = {"regression": regression, "others": others, "plots": plots}
-    names = [*TABLES["rows"], *rows]
+    own = {"regression": regression, "others": others, "plots": plots}
+    names = [*TABLES["rows"], *own]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("rows", nargs="+", metavar="ROW", choices=names, help=", ".join(names))
@@ -313,7 +308,7 @@ def main():
         copytree(ROOT, args.home, ignore=ignore_patterns(".*", "venv"))
         make_copies(args)
         for row in args.rows:
-            results = rows[row](args) if row in rows else measure(args, row)
+            results = own[row](args) if row in own else measure(args, row)
             if row != "plots":
                 print(f"\n### {row}")
                 show(results)
