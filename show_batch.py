@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gzip
+import io
 import math
 import os
 import signal
@@ -74,11 +75,11 @@ def read_builtin(mode):
             with gzip.open(path) as file:
                 data = file.read()
             counts.append(int.from_bytes(data[4:8], "big"))
-            if len(data) != header + size * counts[-1]:
-                raise ValueError(f"{len(data)} bytes cannot be {counts[-1]} items")
+            if len(data) != header + size * counts[-1] or counts[-1] % 100:
+                raise ValueError("damaged, or not whole hundreds, as paddle reads them")
         if len(set(counts)) > 1:
             raise ValueError(f"{counts[1]} labels, but {counts[0]} images")
-        with contextlib.redirect_stderr(None):  # Three tries of a download.
+        with contextlib.redirect_stderr(io.StringIO()):  # A download's tries
             data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
         raise SystemExit(f"error: {path}: {error}") from None
@@ -137,7 +138,7 @@ def main():
     grey = np.rint((images[0].reshape(28, 28) + 1) * 127.5).astype(int)
     inked = np.flatnonzero(grey.any(axis=0))
     first, last = inked.min(initial=27), inked.max(initial=0)
-    print(f"the first image, columns {first} to {last}, beside which it is 0:")
+    print(f"the first as grey values, columns {first} to {last}, the others are 0:")
     for row in grey[:, first : last + 1]:  # MNIST's 20 columns fit a terminal.
         print(" ".join(f"{value:3}" for value in row))
 
