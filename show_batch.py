@@ -12,8 +12,15 @@ import warnings
 import zlib
 from typing import Annotated
 
-if __name__ == "__main__":  # Ctrl-C is one line, while paddle is imported, too.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
+
+def stop(*_):
+    """End at once on Ctrl-C: during the imports below an exception would get lost."""
+    os.write(2, b"stopped before it began\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
 warnings.filterwarnings("ignore", module="paddle")
 
 import msgspec  # noqa: E402
@@ -126,6 +133,7 @@ def main():
     args = parse_args()
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
     if args.source == "json":
         data = read_splits(args.data or "work/mnist.json.gz", args.batch_size)["train"]
         images = data[0][:, None].astype(np.float32) / 127.5 - 1

@@ -20,8 +20,15 @@ import warnings
 import zlib
 from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C is one line, while paddle is imported, too.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped: ended epochs are saved"))
+
+def stop(*_):
+    """End at once on Ctrl-C: during the imports below an exception would get lost."""
+    os.write(2, b"stopped before it began\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
 warnings.filterwarnings("ignore", module="paddle")
 
 import numpy as np  # noqa: E402
@@ -157,6 +164,10 @@ def main():
     args = parse_args()
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
+    done = 0  # Epochs
+    signal.signal(
+        signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs are saved")
+    )
     save_parameters(args.params, {}, {})
     choose_device(args.gpu)
 
@@ -177,11 +188,13 @@ def main():
         right, _, count, error = evaluate(network, [(images, labels)])
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
-        metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
+        done = epoch + 1
+        metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-        done = f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}"
+
         seconds = time.perf_counter() - start
-        print(f"{done}  train {100 * right / count:.2f} %  {seconds:.1f} s")
+        share = f"train {100 * right / count:.2f} %"
+        print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
     right, rounded, count, error = evaluate(network, test)
     correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"

@@ -18,8 +18,15 @@ import zlib
 from pathlib import Path
 from typing import Annotated
 
-if __name__ == "__main__":  # Ctrl-C is one line, while paddle is imported, too.
-    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped: ended epochs are saved"))
+
+def stop(*_):
+    """End at once on Ctrl-C: during the imports below an exception would get lost."""
+    os.write(2, b"stopped before it began\n")
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, stop)
 CPU = Path("/proc/cpuinfo")  # Set as in train_async.py, so that both round alike.
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -192,6 +199,10 @@ def main():
     args = parse_args()
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
+    done = 0  # Epochs
+    signal.signal(
+        signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs are saved")
+    )
     save_parameters(args.params, {}, {})
     choose_device(args.gpu)
 
@@ -210,11 +221,13 @@ def main():
         right, _, count, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
-        metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
+        done = epoch + 1
+        metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-        done = f"epoch {epoch + 1}/{args.epochs}  loss {loss:.4f}"
+
         seconds = time.perf_counter() - start
-        print(f"{done}  valid {100 * right / count:.2f} %  {seconds:.1f} s")
+        share = f"valid {100 * right / count:.2f} %"
+        print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
     right, rounded, count, error = evaluate(network, eval_loader())
     correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"

@@ -67,18 +67,19 @@ def folder(small_work, tmp_path):
     return tmp_path
 
 
-def start(folder, script, *arguments, launcher=()):
+def start(folder, script, *arguments, launcher=(), **variables):
     """Start a script from its copy in the folder, alone beside work/."""
     if not (folder / f"{script}.py").exists():
         shutil.copy(ROOT / f"{script}.py", folder)
     return subprocess.Popen(
         [sys.executable, *launcher, f"{script}.py", *map(str, arguments)],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | variables,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
+        errors="replace",
     )
 
 
@@ -94,6 +95,15 @@ def succeed(folder, script, *arguments):
     status, out, err = run(folder, script, *arguments)
     assert (status, err) == (0, ""), out + err
     return out
+
+
+def refused(folder, script, *arguments, **options):
+    """Run a script that must refuse its input in one line; return that line."""
+    status, _, err = run(folder, script, *arguments, **options)
+    *usage, line = err.splitlines() or [""]
+    assert status != 0 and "error: " in line and "Traceback" not in err, err
+    assert len(usage) <= 1 and all(part.startswith("usage: ") for part in usage), err
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -6,22 +6,26 @@ import json
 import pickle
 import re
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import POOL, run, succeed
+from conftest import KINDS, POOL, ROOT, SCRIPTS, refused, run, start, succeed
 from PIL import Image
 
-PLACES = [  # (indices into the data, what is put there, what the error says)
-    ((2, 0, 0, 2), 256, r"`int` <= 255 - at `\$\[2\]\[0\]\[0\]\[2\]`"),
-    ((0, 0, 1, 0), -1, r"`int` >= 0 - at `\$\[0\]\[0\]\[1\]\[0\]`"),
-    ((0, 0, 1, 5), 0.5, "Expected `int`, got `float`"),
-    ((0, 0, 1, 5), True, "Expected `int`, got `bool`"),
-    ((0, 0, 3), [0] * 783, r"length >= 784 - at `\$\[0\]\[0\]\[3\]`"),
-    ((0, 0, 3), [0] * 785, r"length <= 784 - at `\$\[0\]\[0\]\[3\]`"),
+PLACES = [  # (indices into mnist.json.gz, what is put there, what the error says)
+    ((2, 0, 0, 2), 256, r"eval image 0: Expected `int` <= 255 - at `\$\[2\]`"),
+    ((0, 0, 1, 0), -1, r"train image 1: Expected `int` >= 0 - at `\$\[0\]`"),
+    ((0, 0, 1, 5), 0.5, "train image 1: Expected `int`, got `float`"),
+    ((0, 0, 1, 5), True, "train image 1: Expected `int`, got `bool`"),
+    ((0, 0, 0), [0.5] * 783 + [1.5], "train image 0: Expected `float` <= 0.99"),
+    ((0, 0, 3), [0] * 783, "train image 3: Expected `array` of length >= 784"),
+    ((0, 0, 3), [0] * 785, "train image 3: Expected `array` of length <= 784"),
+    ((0, 0, 3), "0", "train image 3: Expected `array`, got `str`"),
     ((1, 1, 7), 10, r"`int` <= 9 - at `\$\[1\]\[1\]\[7\]`"),
-    ((1, 1), [1] * 199, "200 images, 199 labels"),
+    ((1, 1), [1] * 199, "valid: 200 images, 199 labels"),
     ((2,), [[], []], r"length >= 1 - at `\$\[2\]\[0\]`"),
     ((2,), None, r"Expected `array`, got `null` - at `\$\[2\]`"),
 ]
@@ -31,60 +35,122 @@ FILES = [  # (the whole file, what the error says)
     (gzip.compress(b"[[[[0,NaN]"), "JSON is malformed"),
     (gzip.compress(b"[[[[1,2]],[3]]]")[:-9], "end-of-stream marker"),
     (gzip.compress(b"[]")[:10] + b"\xff" * 99, "invalid block type"),
+    (gzip.compress(b"[[[[1]],[2]]]"), "length 3"),
+]
+IDX = [  # (which file, what becomes of it, what the error says after its name)
+    ("images-idx3", lambda images, labels: None, "No such file"),
+    ("labels-idx1", lambda images, labels: None, "No such file"),
+    ("images-idx3", lambda images, labels: b"no gzip", "Not a gzipped file"),
+    (
+        "images-idx3",
+        lambda images, labels: gzip.compress(images)[:-50],
+        "end-of-stream",
+    ),
+    ("labels-idx1", lambda images, labels: gzip.compress(b""), "damaged"),
+    ("images-idx3", lambda images, labels: gzip.compress(images[:-1]), "damaged"),
+    ("images-idx3", lambda images, labels: gzip.compress(images + b"1"), "damaged"),
+    ("images-idx3", lambda images, labels: gzip.compress(labels), "damaged"),
+    ("labels-idx1", lambda images, labels: gzip.compress(images), "damaged"),
+    (
+        "labels-idx1",
+        lambda images, labels: gzip.compress(
+            labels[:4] + b"\0\0\0\xc8" + labels[8:208]
+        ),
+        "200 labels, but 600 images",
+    ),
 ]
 COMMANDS = [  # (script, arguments, what the error says)
-    ("train_json", "--data nowhere.gz", "nowhere.gz"),
-    ("train_json", "--lr 1e9 --params kept", "not finite: use a smaller --lr"),
-    ("train_builtin", "--params kept", "t10k-images-idx3-ubyte.gz"),
-    ("train_async", "--epochs 0 --params kept", "at least 1"),
-    ("train_json", "--batch-size 0", "at least 1"),
-    ("train_builtin", "--limit 0", "at least 1"),
+    ("train_json", "--data nowhere.gz", "nowhere.gz: .*No such file"),
+    ("train_json", "--data work", "work: .*Is a directory"),
+    ("train_json", "--lr 1e9 --limit 100 --params kept", "use a smaller --lr"),
+    ("train_json", "--lr 1 --params kept", "use a smaller --lr"),
+    ("train_builtin", "--lr 1 --params kept", "use a smaller --lr"),
+    ("train_json", "--lr nan", "--lr"),
+    ("train_async", "--lr -0.01", "--lr"),
+    ("train_builtin", "--lr inf", "--lr"),
+    ("train_json", "--seed -1", "--seed"),
+    ("train_async", "--seed 4294967296", "--seed"),
+    ("train_builtin", "--seed many", "--seed"),
+    ("train_async", "--epochs 0 --params kept", "--epochs"),
+    ("train_json", "--batch-size 0", "--batch-size"),
+    ("train_builtin", "--limit 0", "--limit"),
     ("train_async", "--network resnet", "invalid choice: 'resnet'"),
-    ("train_json", "--epochs 1 --params work", "work"),
-    ("train_json", "--epochs 1 --params /dev/null", "/dev/null is not a regular file"),
-    ("train_async", "--resume --params kept --network mlp", "kept is of another"),
-    ("train_async", "--resume --params kept --optimizer sgd", "kept is of another"),
-    ("train_async", "--resume --params kept --epochs 1", "2 epochs are done"),
+    ("train_builtin", "--params work", "work: "),
+    ("train_json", "--params /dev/null", "/dev/null: .*not a parameters file"),
+    ("train_json", "--params work/mnist.json.gz", "work/mnist.json.gz: .*not a param"),
+    (
+        "train_async",
+        "--params train_async.py",
+        "train_async.py: .*not a parameters file",
+    ),
+    ("train_builtin", "--params foreign", "foreign: .*not a parameters file"),
+    ("train_json", "--params protected", "protected: protected"),
+    ("train_async", "--params nowhere/new", "nowhere/new: No such file or directory"),
+    ("train_json", "--params train_json.py/new", "train_json.py/new: Not a directory"),
+    ("train_builtin", f"--params {'x' * 300}", "File name too long"),
+    ("train_async", "--resume --params kept --network mlp", "kept"),
+    ("train_async", "--resume --params kept --optimizer sgd", "kept"),
     ("show_batch", "--source json --data work/example_0.png", "example_0.png"),
+    ("show_batch", "--source json --data bad.json.gz", "valid: 200 images, 199 labels"),
+    ("train_async", "--data bad.json.gz", "valid: 200 images, 199 labels"),
+    ("show_batch", "--data work/mnist.json.gz", "--data needs --source json"),
+    ("show_batch", "--save show_batch.py", "show_batch.py is there and is not a PNG"),
+    ("show_batch", "--save nowhere/new.png", "nowhere/new.png: No such file"),
+    ("show_batch", "--batch-size -1", "--batch-size"),
     ("predict", "work/example_0.png --params nowhere", "nowhere"),
     ("predict", "", "--samples"),
     ("predict", "work/example_0.png --samples 3", "--samples"),
+    ("predict", "work/example_0.png --samples -3", "--samples"),
 ]
+# A file may grow to 1000 bytes, which is less than the parameters take.
+FULL_DISK = """-c
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")""".split("\n", 1)
+
+
+def write_json(path, splits):
+    """Write splits, (images uint8 [N, 28, 28], labels) each, as mnist.json.gz is."""
+    lists = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
+    path.write_bytes(gzip.compress(json.dumps(lists).encode(), 1))
+    return lists
 
 
 @pytest.fixture(scope="module")
-def place(small_work, tmp_path_factory):
-    """A folder with a small work/ and a parameters file called kept."""
+def place(small_work, splits, tmp_path_factory):
+    """A folder with a small work/, a parameters file called kept, and odd files."""
     place = tmp_path_factory.mktemp("bad")
     shutil.copytree(small_work, place / "work")
     succeed(place, "train_async", "--epochs", 2, "--params", "kept")
-    cut = place / "work" / "t10k-images-idx3-ubyte.gz"
-    cut.write_bytes(cut.read_bytes()[:-50])
+    shutil.copy(place / "kept", place / "protected")
+    (place / "protected").chmod(0o444)
+    (place / "foreign").write_bytes(safetensors.numpy.save({"a": np.zeros(3)}))
+    valid, labels = splits[1]
+    write_json(place / "bad.json.gz", [splits[0], (valid, labels[:-1]), splits[2]])
+    for script in SCRIPTS:
+        shutil.copy(ROOT / f"{script}.py", place)
     return place
 
 
-def refused(folder, script, *arguments):
-    """Run a script that must refuse its input in one line; return that line."""
-    status, _, err = run(folder, script, *arguments)
-    *usage, line = err.splitlines()
-    assert status != 0 and "error: " in line and "Traceback" not in err, err
-    assert len(usage) <= 1 and all(part.startswith("usage: ") for part in usage), err
-    return line
+def contents(folder):
+    """Return {path: its bytes} of all files in a folder."""
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_wrong_flags_and_files_get_one_line_and_leave_the_old_parameters(place):
-    before = (place / "kept").read_bytes()
+def test_wrong_flags_and_files_get_one_line_and_leave_all_files(place):
+    before = contents(place)
     lines = POOL.map(lambda row: refused(place, row[0], *row[1].split()), COMMANDS)
     for (script, arguments, words), line in zip(COMMANDS, lines):
-        assert words in line, (script, arguments, line)
-    assert (place / "kept").read_bytes() == before
-    assert not list(place.glob("*.tmp"))
+        assert re.search(words, line), (script, arguments, line)
+    assert contents(place) == before
 
 
-def test_bad_data_are_refused_with_their_place(splits, tmp_path):
+def test_bad_json_is_refused_with_its_place(splits, tmp_path):
     from train_json import read_splits
 
-    good = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
+    path = tmp_path / "bad.json.gz"
+    good = write_json(path, splits)
     files = list(FILES)
     for indices, value, words in PLACES:
         part = data = copy.deepcopy(good)
@@ -92,12 +158,97 @@ def test_bad_data_are_refused_with_their_place(splits, tmp_path):
             part = part[index]
         part[indices[-1]] = value
         files.append((gzip.compress(json.dumps(data).encode(), 1), words))
-    path = tmp_path / "bad.json.gz"
     for content, words in files:
         path.write_bytes(content)
-        with pytest.raises((ValueError, OSError), match=words) as caught:
-            read_splits(path, None)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        with pytest.raises(SystemExit, match=words) as caught:
+            read_splits(path)
+        assert str(caught.value).startswith(f"error: {path}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_courses_own_file_gives_the_same_arrays(splits, tmp_path):
+    from train_json import read_splits
+
+    ours, course = tmp_path / "ours.json.gz", tmp_path / "course.json.gz"
+    write_json(ours, splits)
+    write_json(course, [(images / 256, labels) for images, labels in splits])
+    one, other = read_splits(ours), read_splits(course)
+    for mode in one:
+        assert all(np.array_equal(a, b) for a, b in zip(one[mode], other[mode]))
+
+
+def test_black_and_white_pixels_are_a_warning(splits, tmp_path, capsys):
+    from train_json import read_splits
+
+    write_json(tmp_path / "bw.json.gz", [(images // 128, n) for images, n in splits])
+    read_splits(tmp_path / "bw.json.gz")
+    assert re.fullmatch("warning: .*bw.json.gz.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("kind, change, words", IDX)
+def test_bad_idx_files_are_refused_by_their_name(
+    kind, change, words, folder, monkeypatch
+):
+    from train_builtin import read_builtin
+
+    monkeypatch.chdir(folder)
+    paths = [folder / "work" / f"train-{kind}-ubyte.gz" for kind in KINDS]
+    content = change(*(gzip.decompress(path.read_bytes()) for path in paths))
+    bad = folder / "work" / f"train-{kind}-ubyte.gz"
+    bad.unlink() if content is None else bad.write_bytes(content)
+    with pytest.raises(SystemExit, match=f"^error: work/{bad.name}: .*{words}"):
+        read_builtin("train")
+
+
+def test_a_second_download_beside_the_files_does_not_matter(folder, monkeypatch):
+    from train_builtin import read_builtin
+
+    monkeypatch.chdir(folder)
+    for kind in KINDS:
+        Path(f"work/train-{kind}-ubyte (1).gz").write_bytes(b"")
+    images, labels = read_builtin("train")
+    assert images.shape == (600, 784) and labels.shape == (600, 1)
+
+
+@pytest.mark.parametrize("script", ["train_builtin", "train_json", "train_async"])
+def test_a_full_disk_leaves_the_old_file_and_no_rest(script, place):
+    flags = "--epochs", 1, "--limit", 100, "--params", "kept"
+    before = contents(place)
+    line = refused(place, script, *flags, launcher=FULL_DISK)
+    assert line == "error: kept: File too large"
+    assert contents(place) == before
+
+
+def test_a_link_stays_and_what_it_names_is_written(folder):
+    (folder / "link").symlink_to("target")
+    for _ in range(2):  # The second time the target is there.
+        succeed(folder, "train_json", "--epochs", 1, "--params", "link")
+    assert (folder / "link").is_symlink()
+    assert safetensors.numpy.load_file(folder / "target").keys() == {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_ctrl_c_while_paddle_is_imported_is_one_line(script, folder):
+    process = start(folder, script, *["work/example_0.png"] * (script == "predict"))
+    while "libpaddle" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert re.fullmatch("stopped.*\n", err), err
+
+
+def test_letters_that_the_console_lacks_are_replaced(folder):
+    name = "网络 it's one.safetensors"
+    flags = "--epochs", 1, "--limit", 100, "--params", name
+    for encoding in ("ascii", "gbk"):
+        process = start(folder, "train_json", *flags, PYTHONIOENCODING=encoding)
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, ""), err
+    assert (folder / name).exists()
 
 
 def test_bad_parameters_are_refused_by_their_name(place):
