@@ -14,51 +14,41 @@ import json
 import os
 import shlex
 import signal
+import struct
 import sys
 import time
 import warnings
 import zlib
 from pathlib import Path
 
-
-def stop(*_):
-    """End at once on Ctrl-C: during the imports below an exception would get lost."""
-    os.write(2, b"stopped before it began\n")
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, stop)
+if __name__ == "__main__":  # In the imports below, an exception would get lost.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
 warnings.filterwarnings("ignore", module="paddle")
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import safetensors.paddle  # noqa: E402
 
+DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
+
 
 def read_builtin(mode):
-    """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1].
-
-    By paddle's own reader, which checks nothing, and downloads what work/ lacks.
-    """
+    """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
     name = {"train": "work/train", "test": "work/t10k"}[mode]
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
-        paths = []
-    counts, path = [], f"{name}-*-ubyte.gz"
+        paths = []  # Paddle looks in ~/.cache, and downloads.
     try:
-        for path, header, size in zip(paths, (16, 8), (784, 1)):
-            with gzip.open(path) as file:
-                data = file.read()
-            counts.append(int.from_bytes(data[4:8], "big"))
-            if len(data) != header + size * counts[-1] or counts[-1] % 100:
-                raise ValueError("damaged, or not whole hundreds, as paddle reads them")
-        if len(set(counts)) > 1:
-            raise ValueError(f"{counts[1]} labels, but {counts[0]} images")
-        with contextlib.redirect_stderr(io.StringIO()):  # A download's tries
+        sizes = [len(gzip.open(path).read()) for path in paths]
+        # Paddle does not compare them. The headers have 16 and 8 bytes.
+        if sizes and sizes[0] - 16 != 784 * (sizes[1] - 8):
+            images, labels = (sizes[0] - 16) / 784, sizes[1] - 8
+            raise ValueError(f"{images:g} images, {labels} labels")
+
+        with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
             data = paddle.vision.datasets.MNIST(*paths, mode=mode)
-    except (EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
-        raise SystemExit(f"error: {path}: {error}") from None
+    except DAMAGED as error:
+        raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
     return np.array(data.images) / 127.5 - 1, np.array(data.labels)
 
 
@@ -75,21 +65,18 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return the digits right, cut off and rounded, of how many, and the mean error."""
+    """Return digits right when cut off, when rounded, of how many; the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    cut_off = np.trunc(outputs).clip(0, 9) == labels  # As in the article.
-    rounded = np.rint(outputs).clip(0, 9) == labels
-    error = np.abs(outputs - labels).mean()
-    return cut_off.sum(), rounded.sum(), len(labels), error
+    cut_off = np.trunc(outputs).clip(0, 9)  # As in the article
+    rounded = np.rint(outputs).clip(0, 9)
+    right = (cut_off == labels).sum(), (rounded == labels).sum()
+    return *right, len(labels), np.abs(outputs - labels).mean()
 
 
 def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata, atomically; without tensors, only try.
-
-    No other kind of file is replaced. It is data: loading it cannot run code.
-    """
+    """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
     target = os.path.realpath(path)  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
@@ -98,6 +85,7 @@ def save_parameters(path, tensors, metadata):
                 known = b'{"mnist":' in file.read(40)
             if not known or os.stat(target).st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
+
         Path(f"{target}.tmp").write_bytes(data)
         if tensors:
             os.replace(f"{target}.tmp", target)
@@ -155,6 +143,7 @@ def parse_args():
     add("--batch-size", type=above(0), default=16, help="images in a training step")
     add("--lr", type=above(0, float("inf"), float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
+
     add("--limit", type=above(0), help="use the first LIMIT images of each set")
     add("--params", default="mnist.safetensors", help="write this file")
     return parser.parse_args()
@@ -165,22 +154,20 @@ def main():
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
     done = 0  # Epochs
-    signal.signal(
-        signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs are saved")
-    )
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     save_parameters(args.params, {}, {})
     choose_device(args.gpu)
 
     images, labels = (array[: args.limit] for array in read_builtin("train"))
-    test = [tuple(array[: args.limit] for array in read_builtin("test"))]
-    print(f"train: {len(labels)} images, test: {len(test[0][1])} images")
+    test_images, test_labels = (array[: args.limit] for array in read_builtin("test"))
+    print(f"train: {len(labels)} images, test: {len(test_labels)} images")
     sampler = paddle.io.BatchSampler(labels, shuffle=True, batch_size=args.batch_size)
+
     np.random.seed(args.seed)  # The sampler's
     paddle.seed(args.seed)
     network = MNIST()
     print(f"network: linear, {sum(p.size for p in network.parameters())} parameters")
     optimizer = paddle.optimizer.SGD(args.lr, network.parameters())
-
     for epoch in range(args.epochs):
         start = time.perf_counter()
         batches = ((images[chosen], labels[chosen]) for chosen in sampler)
@@ -188,22 +175,21 @@ def main():
         right, _, count, error = evaluate(network, [(images, labels)])
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
+
         done = epoch + 1
         metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-
         seconds = time.perf_counter() - start
         share = f"train {100 * right / count:.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
-    right, rounded, count, error = evaluate(network, test)
+    right, rounded, count, error = evaluate(network, [(test_images, test_labels)])
     correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"
     share = 100 * rounded / count
     print(f"test: {correct}, rounded {share:.2f} %, mean error {error:.3f}")
     params = shlex.quote(args.params)
-    print(
-        f"saved: {args.params}\nnext: python predict.py --samples 100 --params {params}"
-    )
+    print(f"saved: {args.params}")
+    print(f"next: python predict.py --samples 100 --params {params}")
 
 
 if __name__ == "__main__":

@@ -18,15 +18,8 @@ import zlib
 from pathlib import Path
 from typing import Annotated
 
-
-def stop(*_):
-    """End at once on Ctrl-C: during the imports below an exception would get lost."""
-    os.write(2, b"stopped before it began\n")
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, stop)
+if __name__ == "__main__":  # In the imports below, an exception would get lost.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
 CPU = Path("/proc/cpuinfo")  # Set as in train_async.py, so that both round alike.
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -37,40 +30,38 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import safetensors.paddle  # noqa: E402
 
-Pixel = Annotated[int, msgspec.Meta(ge=0, le=255)]  # From 0, paper, to 255, ink.
-Share = Annotated[float, msgspec.Meta(ge=0, le=255 / 256)]  # The course's: pixel / 256.
-Length = msgspec.Meta(min_length=784, max_length=784)
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
-Split = tuple[Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)], list[Label]]
+Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
+
+
+def decode_image(kind, values):
+    """Turn an image's list in the JSON, 784 pixels from 0 to 255, into uint8 [784]."""
+    if len(values) != 784:
+        raise ValueError(f"{len(values)} pixels instead of 784")
+    if isinstance(values[0], float):  # The course's own file has pixel / 256.
+        values = np.rint(np.multiply(values, 256)).astype(int).tolist()
+    return np.frombuffer(bytes(values), np.uint8)
 
 
 def read_splits(path, limit=None):
     """Return {mode: (images uint8 [N, 28, 28], labels uint8 [N])}, N at most limit."""
     print(f"loading {path} ...")
-    splits, place = {}, ""
+    kind = tuple[Split, Split, Split]
     try:
         with gzip.open(path) as file:
-            data = msgspec.json.decode(file.read(), type=tuple[Split, Split, Split])
-        kind = Share if b"." in bytes(data[0][0][0]) else Pixel
-        decoder = msgspec.json.Decoder(Annotated[list[kind], Length])
-
-        for mode, (texts, labels) in zip(("train", "valid", "eval"), data):
-            pixels = bytearray()
-            for index, text in enumerate(texts):  # As Python lists, all take 2.8 GB.
-                place = f"{mode} image {index}: "
-                values = decoder.decode(text)
-                if kind is Share:
-                    values = np.uint8(np.multiply(values, 256))
-                pixels += bytes(values)
-
-            place = f"{mode}: {len(texts)} images, {len(labels)} labels"
-            if len(texts) != len(labels):
-                raise ValueError
-            print(place if limit is None else f"{place}, used: {len(labels[:limit])}")
-            images = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28)
-            splits[mode] = images[:limit], np.array(labels[:limit], np.uint8)
+            data = msgspec.json.decode(file.read(), type=kind, dec_hook=decode_image)
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise SystemExit(f"error: {path}: {place}{error}") from None
+        raise SystemExit(f"error: {path}: {error}") from None
+
+    splits = {}
+    for mode, (images, labels) in zip(("train", "valid", "eval"), data):
+        counts = f"{mode}: {len(images)} images, {len(labels)} labels"
+        if len(images) != len(labels):
+            raise SystemExit(f"error: {path}: {counts}")
+        images, labels = np.stack(images[:limit]), np.array(labels[:limit], np.uint8)
+        print(counts if limit is None else f"{counts}, {len(labels)} of them used")
+        splits[mode] = images.reshape(-1, 28, 28), labels
+
     if splits["train"][0].max() <= 1:
         print(f"warning: {path}: pixels are 0 and 1, not 0 to 255", file=sys.stderr)
     return splits
@@ -109,21 +100,18 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return the digits right, cut off and rounded, of how many, and the mean error."""
+    """Return digits right when cut off, when rounded, of how many; the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    cut_off = np.trunc(outputs).clip(0, 9) == labels  # As in the article.
-    rounded = np.rint(outputs).clip(0, 9) == labels
-    error = np.abs(outputs - labels).mean()
-    return cut_off.sum(), rounded.sum(), len(labels), error
+    cut_off = np.trunc(outputs).clip(0, 9)  # As in the article
+    rounded = np.rint(outputs).clip(0, 9)
+    right = (cut_off == labels).sum(), (rounded == labels).sum()
+    return *right, len(labels), np.abs(outputs - labels).mean()
 
 
 def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata, atomically; without tensors, only try.
-
-    No other kind of file is replaced. It is data: loading it cannot run code.
-    """
+    """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
     target = os.path.realpath(path)  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
@@ -132,6 +120,7 @@ def save_parameters(path, tensors, metadata):
                 known = b'{"mnist":' in file.read(40)
             if not known or os.stat(target).st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
+
         Path(f"{target}.tmp").write_bytes(data)
         if tensors:
             os.replace(f"{target}.tmp", target)
@@ -189,6 +178,7 @@ def parse_args():
     add("--batch-size", type=above(0), default=100, help="images in a training step")
     add("--lr", type=above(0, float("inf"), float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
+
     add("--limit", type=above(0), help="use the first LIMIT images of each set")
     add("--data", default="work/mnist.json.gz", help="read this file")
     add("--params", default="mnist.safetensors", help="write this file")
@@ -197,12 +187,10 @@ def parse_args():
 
 def main():
     args = parse_args()
+    done = 0  # Epochs
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    done = 0  # Epochs
-    signal.signal(
-        signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs are saved")
-    )
     save_parameters(args.params, {}, {})
     choose_device(args.gpu)
 
@@ -221,10 +209,10 @@ def main():
         right, _, count, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
+
         done = epoch + 1
         metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-
         seconds = time.perf_counter() - start
         share = f"valid {100 * right / count:.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
