@@ -11,14 +11,13 @@ import argparse
 import gzip
 import io
 import json
+import os
 import sys
 import tempfile
 import zlib
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter
 
 
@@ -38,8 +37,7 @@ def read_set(folder, name):
     images = read_idx(folder / f"{name}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{name}-labels-idx1-ubyte.gz")
     if images.shape != (*labels.shape, 28, 28):
-        shapes = f"images {images.shape}, labels {labels.shape}"
-        raise SystemExit(f"error: {folder / name}: {shapes}")
+        raise SystemExit(f"error: {name}: {images.shape} images, {labels.shape} labels")
     return images.reshape(-1, 784), labels
 
 
@@ -60,7 +58,7 @@ def read_pictures(folder):
             print(f"left out: {path}: {error}")
     if not images:
         raise SystemExit(f"error: {folder}: no digits in its folders 0 to 9")
-    print(f"own digits of 0 to 9: {np.bincount(labels, minlength=10)}")
+    print("own digits of 0 to 9:", *np.bincount(labels, minlength=10))
     return np.array(images), np.array(labels, np.uint8)
 
 
@@ -100,8 +98,11 @@ def picture(values):
 
 def plot(image):
     """The article's example: a plot of the pixels, with axes and tick numbers."""
+    os.environ.pop("MPLBACKEND", None)  # A notebook's own may not be installed here.
+    import matplotlib.figure
+
     matplotlib.rcdefaults()  # Not the user's own fonts and colours.
-    figure = Figure(figsize=(4.32, 4.32), dpi=100)
+    figure = matplotlib.figure.Figure(figsize=(4.32, 4.32), dpi=100)
     figure.subplots().imshow(image, cmap="viridis_r")
     file = io.BytesIO()
     figure.savefig(file)
@@ -180,9 +181,8 @@ def squared(image):
     return picture(paint(paper, (200, 30, 40), np.pad(enlarge(image, 240), 30)))
 
 
-# How example_N.png is drawn, and from which test image: chosen by eye.
 DRAWN = [plot, pencil, chalk, felt_pen, transparent, corner, hairline, photo, squared]
-CHOSEN = [13, 5, 35, 32, 24, 53, 0, 17, 110, 12]
+CHOSEN = [13, 5, 35, 32, 24, 53, 0, 17, 110, 12]  # Test images, by eye.
 
 
 def main():
