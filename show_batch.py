@@ -70,6 +70,7 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
+
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
         # Paddle does not compare them. The headers have 16 and 8 bytes.
@@ -111,20 +112,22 @@ def parse_args():
     add("--data", help="read this JSON instead of work/mnist.json.gz")
     add("--save", default="show_batch.png", help="draw into this file")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error("--batch-size must be at least 1")
+
+    if not 1 <= args.batch_size <= 1000:  # More would be a picture of gigabytes.
+        parser.error("--batch-size must be from 1 to 1000")
     if args.data and args.source != "json":
         parser.error("--data needs --source json")
-    if os.path.exists(args.save) and open(args.save, "rb").read(4) != b"\x89PNG":
+    if os.path.isfile(args.save) and open(args.save, "rb").read(4) != b"\x89PNG":
         parser.error(f"--save {args.save} is there and is not a PNG")
     return args
 
 
 def main():
     args = parse_args()
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
+
     if args.source == "json":
         data = read_splits(args.data or "work/mnist.json.gz", args.batch_size)["train"]
         images = data[0][:, None].astype(np.float32) / 127.5 - 1
@@ -145,11 +148,11 @@ def main():
         draw_batch(images, labels).savefig(args.save, format="png")
     except OSError as error:
         raise SystemExit(f"error: {args.save}: {error.strerror}") from None
+    print(f"drawn: {args.save}")
     if "ipykernel" in sys.modules:  # A notebook's cell shows it, too.
         from IPython.display import Image, display
 
         display(Image(args.save))
-    print(f"drawn: {args.save}")
 
 
 if __name__ == "__main__":

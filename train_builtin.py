@@ -38,6 +38,7 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
+
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
         # Paddle does not compare them. The headers have 16 and 8 bytes.
@@ -100,6 +101,7 @@ def train_one_epoch(network, optimizer, batches, epoch, every):
     """Take a step for each batch and show every so many losses; return their mean."""
     network.train()
     losses = []
+
     for batch, (images, labels) in enumerate(batches):
         outputs = network(paddle.to_tensor(images))  # [N, 1]
         targets = paddle.to_tensor(labels, "float32")
@@ -168,6 +170,7 @@ def main():
     network = MNIST()
     print(f"network: linear, {sum(p.size for p in network.parameters())} parameters")
     optimizer = paddle.optimizer.SGD(args.lr, network.parameters())
+
     for epoch in range(args.epochs):
         start = time.perf_counter()
         batches = ((images[chosen], labels[chosen]) for chosen in sampler)

@@ -135,6 +135,7 @@ def train_one_epoch(network, optimizer, batches, epoch, every):
     """Take a step for each batch and show every so many losses; return their mean."""
     network.train()
     losses = []
+
     for batch, (images, labels) in enumerate(batches):
         outputs = network(paddle.to_tensor(images))  # [N, 1]
         targets = paddle.to_tensor(labels, "float32")
@@ -203,6 +204,7 @@ def main():
     paddle.seed(args.seed)
     network = MNIST()
     optimizer = paddle.optimizer.SGD(args.lr, network.parameters())
+
     for epoch in range(args.epochs):
         start = time.perf_counter()
         loss = train_one_epoch(network, optimizer, train_loader(), epoch, 200)
