@@ -19,10 +19,10 @@ if "ipykernel" not in sys.modules:  # A notebook leaves its backend to its child
     os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
 
+import matplotlib.figure  # noqa: E402
 import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
@@ -93,7 +93,9 @@ def draw_batch(images, labels):
     cells[: len(images), 12:, 4:] = images.reshape(-1, 28, 28)
     sheet = cells.reshape(rows, columns, 40, 32).swapaxes(1, 2).reshape(rows * 40, -1)
 
-    figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
+    figure = matplotlib.figure.Figure(
+        figsize=(columns, 1.25 * rows), layout="constrained"
+    )
     axes = figure.add_subplot()
     axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
     axes.set_axis_off()
@@ -101,6 +103,23 @@ def draw_batch(images, labels):
         row, column = divmod(index, columns)
         axes.text(column * 32 + 18, row * 40 + 9, f"{label:.0f}", ha="center")
     return figure
+
+
+def save_figure(figure, path):
+    """Draw a figure into a PNG file, atomically."""
+    target = os.path.realpath(path)  # A symbolic link stays one.
+    try:
+        if os.path.exists(target):
+            with open(target, "r+b") as file:
+                if file.read(4) != b"\x89PNG":
+                    raise SystemExit(f"error: {path} is there and is not a PNG")
+        figure.savefig(f"{target}.tmp", format="png")
+        os.replace(f"{target}.tmp", target)
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}") from None
+    finally:
+        if os.path.exists(f"{target}.tmp"):
+            os.remove(f"{target}.tmp")
 
 
 def parse_args():
@@ -117,8 +136,6 @@ def parse_args():
         parser.error("--batch-size must be from 1 to 1000")
     if args.data and args.source != "json":
         parser.error("--data needs --source json")
-    if os.path.isfile(args.save) and open(args.save, "rb").read(4) != b"\x89PNG":
-        parser.error(f"--save {args.save} is there and is not a PNG")
     return args
 
 
@@ -144,10 +161,7 @@ def main():
     for row in grey[:, first : last + 1]:  # MNIST's 20 columns fit a terminal.
         print(" ".join(f"{value:3}" for value in row))
 
-    try:
-        draw_batch(images, labels).savefig(args.save, format="png")
-    except OSError as error:
-        raise SystemExit(f"error: {args.save}: {error.strerror}") from None
+    save_figure(draw_batch(images, labels), args.save)
     print(f"drawn: {args.save}")
     if "ipykernel" in sys.modules:  # A notebook's cell shows it, too.
         from IPython.display import Image, display
