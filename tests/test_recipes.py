@@ -22,13 +22,9 @@ def follow(folder, title):
         copy(script, folder / script.relative_to(ROOT))
     text = ""
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, *shlex.split(command)],
-            cwd=folder,
-            env=ENVIRONMENT,
-            capture_output=True,
-            encoding="utf-8",
-        )
+        options = {"cwd": folder, "env": ENVIRONMENT, "capture_output": True}
+        arguments = [sys.executable, *shlex.split(command)]
+        done = subprocess.run(arguments, encoding="utf-8", **options)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         text += done.stdout
     return text
@@ -78,13 +74,3 @@ def test_other_idx_files_take_the_place_of_mnists(folder, splits):
     assert labels == (9 - splits[2][1]).tolist()
     assert (images == np.rot90(splits[2][0], axes=(1, 2))).all()
     assert (folder / "work" / "example_0.png").read_bytes() == before
-
-
-def test_both_readmes_give_the_same_commands():
-    english, chinese = (
-        re.findall(
-            r"(?:^    |`)((?:python|pip) [^`\n]+)", path.read_text("utf-8"), re.M
-        )
-        for path in (ROOT / "README.md", ROOT / "README.zh-CN.md")
-    )
-    assert english == chinese
