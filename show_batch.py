@@ -99,6 +99,7 @@ def draw_batch(images, labels):
     axes = figure.add_subplot()
     axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
     axes.set_axis_off()
+
     for index, label in enumerate(labels.ravel()):
         row, column = divmod(index, columns)
         axes.text(column * 32 + 18, row * 40 + 9, f"{label:.0f}", ha="center")

@@ -72,6 +72,8 @@ def load_data(mode, splits=None, batch_size=100, seed=0):
 
     It yields images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1].
     """
+    if mode not in ("train", "valid", "eval"):
+        raise ValueError(f"mode must be train, valid or eval, not {mode!r}")
     images, labels = (splits or read_splits("work/mnist.json.gz"))[mode]
     epochs = itertools.count()
 
@@ -208,14 +210,14 @@ def main():
     for epoch in range(args.epochs):
         start = time.perf_counter()
         loss = train_one_epoch(network, optimizer, train_loader(), epoch, 200)
+        seconds = time.perf_counter() - start
         right, _, count, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
-            raise SystemExit("error: the loss has grown, use a smaller --lr")
+            raise SystemExit(f"error: outputs are {error:.2g} off, use a smaller --lr")
 
         done = epoch + 1
         metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-        seconds = time.perf_counter() - start
         share = f"valid {100 * right / count:.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
