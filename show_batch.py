@@ -114,6 +114,7 @@ def save_figure(figure, path):
             with open(target, "r+b") as file:
                 if file.read(4) != b"\x89PNG":
                     raise SystemExit(f"error: {path} is there and is not a PNG")
+
         figure.savefig(f"{target}.tmp", format="png")
         os.replace(f"{target}.tmp", target)
     except OSError as error:
