@@ -90,19 +90,17 @@ def draw_batch(images, labels):
     columns = max(8, math.ceil(len(images) ** 0.5))
     rows = math.ceil(len(images) / columns)
     cells = np.ones((rows * columns, 40, 32))  # White, with room for label and gap.
-    cells[: len(images), 12:, 4:] = images.reshape(-1, 28, 28)
+    cells[: len(images), 12:, 2:30] = images.reshape(-1, 28, 28)
     sheet = cells.reshape(rows, columns, 40, 32).swapaxes(1, 2).reshape(rows * 40, -1)
 
-    figure = matplotlib.figure.Figure(
-        figsize=(columns, 1.25 * rows), layout="constrained"
-    )
-    axes = figure.add_subplot()
+    figure = matplotlib.figure.Figure(figsize=(columns, 1.25 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
     axes.set_axis_off()
 
     for index, label in enumerate(labels.ravel()):
         row, column = divmod(index, columns)
-        axes.text(column * 32 + 18, row * 40 + 9, f"{label:.0f}", ha="center")
+        axes.text(column * 32 + 16, row * 40 + 9, f"{label:.0f}", ha="center")
     return figure
 
 
