@@ -97,53 +97,61 @@ def draw_sign(rng):
     if rng.random() < 0.5:
         sign, font = SIGNS[rng.integers(len(SIGNS))], int(rng.integers(5))
         cv2.putText(canvas, sign, (14, 42), font, 1.2, 255, 1, cv2.LINE_AA)
-    else:
+
+    else:  # In the order of their columns, or of the angle from the middle
         points = rng.integers(14, 42, (rng.integers(4, 8), 2), dtype=np.int32)
         closed = rng.random() < 0.5
         order = np.arctan2(*(points - 28).T) if closed else points[:, 0]
         cv2.polylines(canvas, [points[order.argsort()]], closed, 255, 1, cv2.LINE_AA)
+
     pen = rng.integers(2, 6, 2).tolist()
     return cv2.dilate(canvas, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, pen))
 
 
 def cut_out(ink, rng):
-    """Return what a quarter to 60 % of the ink's width shows, or of its height."""
+    """Return a quarter to 60 % of the ink's width, or of its height."""
     x, y, width, height = cv2.boundingRect(ink)
-    ink = ink[y : y + height, x : x + width]
     share = rng.uniform(0.25, 0.6)
     begin = rng.uniform(0, 1 - share)
     if rng.random() < 2 / 3:
-        return ink[:, int(begin * width) : int((begin + share) * width) + 1]
-    return ink[int(begin * height) : int((begin + share) * height) + 1]
+        x, width = x + int(begin * width), int(share * width) + 1
+    else:
+        y, height = y + int(begin * height), int(share * height) + 1
+    return np.pad(ink[y : y + height, x : x + width], 1)
+
+
+def centre(ink):
+    """Return ink in MNIST's form, uint8 [28, 28]: 20 pixels long, centred by mass."""
+    scale = 20 / max(cv2.boundingRect(ink)[2:])
+    moments = cv2.moments(ink)
+    middle = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+    matrix = np.column_stack([scale * np.eye(2), 13.5 - scale * middle])
+    return cv2.warpAffine(ink, matrix, (28, 28))
 
 
 def add_no_digits(images, labels, rng):
     """Return both with one image of NO_DIGIT more for each 20, made of them.
 
-    A network that has only seen digits is sure of everything. They are brought to
-    MNIST's form: 20 pixels long, and centred by mass.
+    A network that has only seen digits is sure of everything.
     """
-    made = np.zeros((len(images) // 20, 28, 28), np.uint8)
-    index = 0
-    while index < len(made):
+    made = []
+    while len(made) < len(images) // 20:
         digits = images[rng.integers(len(images), size=3)]
-        kind = rng.choice(["pair", "piece of a digit", "sign", "piece of a sign"])
+        kind = rng.choice(["pair", "piece of digit", "sign", "piece of sign"])
+
         ink = draw_sign(rng) if "sign" in kind else digits[0]
         if kind == "pair":
             ink = draw_pair(digits, rng)
-        elif "piece" in kind:
-            ink = np.pad(cut_out(ink, rng), 1)
+        if "piece" in kind:
+            ink = cut_out(ink, rng)
+
         _, _, width, height = cv2.boundingRect(ink)
-        if 2 * width <= height:  # It may be a one.
-            continue
-        scale = 20 / max(width, height)
-        moments = cv2.moments(ink)
-        middle = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
-        matrix = np.column_stack([scale * np.eye(2), 13.5 - scale * middle])
-        made[index] = cv2.warpAffine(ink, matrix, (28, 28))
-        index += 1
+        if 2 * width > height:  # A narrower one may be a one.
+            made.append(centre(ink))
+
+    extra = np.reshape(made, (-1, 28, 28)).astype(np.uint8)
     classes = np.full(len(made), NO_DIGIT, np.uint8)
-    return np.concatenate([images, made]), np.concatenate([labels, classes])
+    return np.concatenate([images, extra]), np.concatenate([labels, classes])
 
 
 def hook(image, rng):
@@ -151,11 +159,10 @@ def hook(image, rng):
     top, base = np.flatnonzero(image.any(1))[[0, -1]]
     head, foot = image[top].argmax(), image[base].argmax()
     length, half = rng.integers(0, 10, 2)  # Pixels
-    lines = [
-        [[head, top], [head - length, top + length]],
-        [[foot - half, base], [foot + half, base]],
-    ]
-    return cv2.polylines(image.copy(), np.int32(lines), False, 255, 2, cv2.LINE_AA)
+    hooks = [[head, top], [head - length, top + length]]
+    feet = [[foot - half, base], [foot + half, base]]
+    lines = np.int32([hooks, feet])
+    return cv2.polylines(image.copy(), lines, False, 255, 2, cv2.LINE_AA)
 
 
 def augment(images, labels, rng):
@@ -184,14 +191,15 @@ class Batches(paddle.io.Dataset):
     def __init__(self, split, args, epoch, rank, processes):
         self.images, self.labels = split
         self.seed, self.augmented, self.rank = [args.seed, epoch], args.augment, rank
+        least = processes * (1 if args.network == "linear" else 2)  # For the norm
+        if min(len(self.labels), args.batch_size) < least:
+            raise SystemExit(f"error: --batch-size and --limit: at least {least}")
+
         order = np.arange(len(self.labels))
         np.random.default_rng(self.seed).shuffle(order)  # So batches are fair samples.
-        least = processes * (1 if args.network == "linear" else 2)  # For the norm
-        if min(len(order), args.batch_size) < least:
-            raise SystemExit(f"error: --batch-size and --limit: at least {least}")
         starts = range(0, len(order) - least + 1, args.batch_size)
-        # Each of several training processes takes its share of every batch.
         batches = [order[start : start + args.batch_size] for start in starts]
+        # Each of several training processes takes its share of every batch.
         self.chosen = [batch[rank::processes] for batch in batches]
 
     def __len__(self):
@@ -206,6 +214,7 @@ class Batches(paddle.io.Dataset):
                 pixels = augment(pixels, labels, rng)
             pixels = pixels[:, None].astype(np.float32) / 127.5 - 1
             return pixels, labels[:, None].astype(np.float32)
+
         except Exception:
             if paddle.io.get_worker_info() is None:
                 raise
@@ -224,6 +233,7 @@ def make_loader(batches, workers):
     """Return an iterable over the batches as tensors, which worker processes queue."""
     if workers == 0:
         return (map(paddle.to_tensor, batches[i]) for i in range(len(batches)))
+
     return paddle.io.DataLoader(
         batches,
         batch_size=None,  # An item is a batch already.
@@ -247,6 +257,7 @@ def build_network(name, outputs):
             layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
             layers += [nn.BatchNorm2D(cout), nn.ReLU()]
         features = 576  # [N, 32, 8, 8], [N, 64, 3, 3]
+
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
     layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
     return nn.Sequential(*layers)
@@ -256,11 +267,8 @@ def build_network(name, outputs):
 
 
 def cross_entropy(outputs, labels):
-    """Return the mean cross-entropy of outputs [N, 11] and labels [N, 1].
-
-    With label smoothing the right class is to get 91 %, each other 1 %: certainty
-    would need endless outputs.
-    """
+    """Return the mean cross-entropy of outputs [N, 11] and labels [N, 1]."""
+    # The right class is to get 91 %, each other 1 %: all would need endless outputs.
     classes = labels.squeeze(1).astype("int64")
     return F.cross_entropy(outputs, classes, label_smoothing=0.1)
 
@@ -293,11 +301,8 @@ def evaluate(network, loss, images, labels):
 
 
 def fit_temperature(outputs, labels):
-    """Return the T for which softmax(outputs / T) fits the labels best.
-
-    Its percentages are then true (Guo et al., 2017). Tried in steps of 5 %.
-    """
-    temperatures = np.geomspace(0.02, 5, 114)
+    """Return the T that gives softmax(outputs / T) true percentages (Guo, 2017)."""
+    temperatures = np.geomspace(0.02, 5, 114)  # In steps of 5 %
     logits = paddle.to_tensor(outputs)
     classes = paddle.to_tensor(labels, "int64")
     losses = [F.cross_entropy(logits / t, classes).item() for t in temperatures]
@@ -315,12 +320,14 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(args, steps, network):
+def make_optimizer(args, batches, network):
     """Return the optimizer, and its schedule: one cycle (Smith, 2018) or constant."""
+    steps = args.epochs * batches
     # Paddle's cycle divides by zero under 6 steps.
     schedule = paddle.optimizer.lr.OneCycleLR(args.lr, max(6, steps), phase_pct=0.2)
     if args.schedule == "constant":
         schedule = paddle.optimizer.lr.LambdaDecay(args.lr, lambda step: 1)
+
     options = {}
     if args.optimizer == "adam":  # It remembers a tenth of the training.
         options = {"beta2": max(0.9, 1 - 10 / steps), "use_multi_tensor": True}
@@ -358,7 +365,7 @@ def save_parameters(path, tensors, metadata):
 
 
 def save_epoch(args, network, optimizer, results):
-    """Write the tensors of both, the settings and the results to the file."""
+    """Write network, optimizer, settings and results to the parameters file."""
     tensors = dict(network.state_dict())
     for name, tensor in optimizer.state_dict().items():
         if name != "LR_Scheduler":  # It follows from the epochs done.
@@ -377,12 +384,13 @@ def load_parameters(path):
         raise SystemExit(f"error: {path} is not a parameters file: {error}") from None
 
 
-def resume(args, steps, network, optimizer, schedule):
+def resume(args, batches, network, optimizer, schedule):
     """Put network, optimizer and schedule where the saved training left them."""
     tensors, metadata = load_parameters(args.params)
     memory = {}
     for name in [name for name in tensors if name.startswith("optimizer.")]:
         memory[name.removeprefix("optimizer.")] = tensors.pop(name)
+
     expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     made_by = metadata.get("optimizer", args.optimizer)  # Only this script names it.
@@ -390,28 +398,30 @@ def resume(args, steps, network, optimizer, schedule):
         raise SystemExit(f"error: {args.params} holds another network or optimizer")
 
     network.set_state_dict(tensors)
-    schedule.step(args.done * steps // args.epochs)
+    schedule.step(args.done * batches)
     if memory:
         optimizer.set_state_dict(memory | {"LR_Scheduler": schedule.state_dict()})
+
     print(f"resuming: {args.done} epochs are done")
     if args.epochs != metadata.get("epochs"):
-        rate = f"{optimizer.get_lr():.2g}"
-        print(f"the rate goes on at {rate}, as in a training of {args.epochs} epochs")
+        rate = f"the rate goes on at {optimizer.get_lr():.2g}"
+        print(f"{rate}, as in a training of {args.epochs} epochs")
 
 
 # ---- training ----------------------------------------------------------------------
 
 
-def train_one_epoch(network, compute_loss, optimizer, schedule, loader, epoch):
+def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
     """Take a step for each batch; return the mean loss."""
     network.train()
-    losses = []
+    compute_loss, losses = LOSSES[loss_name], []
     for batch, (images, labels) in enumerate(tqdm(loader, leave=False, disable=None)):
         loss = compute_loss(network(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
         schedule.step()
+
         losses.append(loss.item())
         if batch % 200 == 0:
             tqdm.write(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
@@ -430,6 +440,17 @@ def start_processes():
     print(f"waiting for the processes at {', '.join(endpoints)}", file=sys.stderr)
     paddle.distributed.init_parallel_env()
     return paddle.distributed.get_rank(), len(endpoints)
+
+
+def print_test(args, outputs, right, labels):
+    """Print how many digits are right, the file, and what to try next."""
+    result = f"{right.sum()} / {len(right)} correct ({100 * right.mean():.2f} %)"
+    if args.loss == "regression":
+        rounded = np.rint(outputs[:, 0]).clip(0, 9) == labels
+        result += f", rounded {100 * rounded.mean():.2f} %"
+    print(f"test: {result}\nsaved: {args.params}")
+    params = shlex.quote(args.params)
+    print(f"next: python predict.py work/example_0.png --params {params}")
 
 
 # ---- command line ------------------------------------------------------------------
@@ -459,17 +480,18 @@ def parse_args():
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(usage="%(prog)s [options]", formatter_class=form)
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
+    rate = above(0, float("inf"), float)
+    networks, schedules = ["cnn", "mlp", "linear"], ["one_cycle", "constant"]
+
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=3, help="passes over the images")
     add("--batch-size", type=above(0), default=100, help="images in a training step")
-    rate = above(0, float("inf"), float)
     add("--lr", type=rate, help="highest learning rate; None: the optimizer's own")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
     add("--limit", type=above(0), help="use the first LIMIT images of each set")
     add("--data", default="work/mnist.json.gz", help="read this file")
     add("--params", default="mnist.safetensors", help="write this file")
 
-    networks, schedules = ["cnn", "mlp", "linear"], ["one_cycle", "constant"]
     add("--network", choices=networks, default="cnn", help="what to train")
     add("--loss", choices=LOSSES, default="cross_entropy", help="what to minimize")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="updates the weights")
@@ -477,7 +499,7 @@ def parse_args():
     add("--augment", action=on_off, default=True, help="distort; add what is no digit")
     add("--workers", type=above(-1), default=1, help="processes that load batches")
     add("--resume", action="store_true", help="go on from the parameters file")
-    parser.set_defaults(done=0)
+    parser.set_defaults(done=0)  # Epochs
 
     args = parser.parse_args()
     if args.resume:  # What was saved takes the place of the defaults.
@@ -485,6 +507,10 @@ def parse_args():
         saved = {name: metadata[name] for name in RESUMED if name in metadata}
         parser.set_defaults(done=metadata.get("done", 0), **saved)
         args = parser.parse_args()
+        if args.epochs <= args.done:
+            print(f"{args.done} epochs are done already: ask for more --epochs")
+            sys.exit()
+
     if args.lr is None:
         args.lr = OPTIMIZERS[args.optimizer][1]
     if args.workers and sys.platform != "linux":
@@ -499,9 +525,7 @@ def main():
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    if args.epochs <= done:
-        print(f"{done} epochs are done already: ask for more --epochs")
-        return
+
     choose_device(args.gpu)
     rank, processes = start_processes()
     if rank == 0:
@@ -517,21 +541,18 @@ def main():
     paddle.seed(args.seed)
     paddle.utils.unique_name.switch()  # A notebook's earlier networks do not count.
     network = build_network(args.network, OUTPUTS[args.loss])
-    count = sum(parameter.size for parameter in network.parameters())
-    print(f"{args.network}: {count:,} parameters")
-    steps = args.epochs * len(batches)
-    optimizer, schedule = make_optimizer(args, steps, network)
+    print(f"{args.network}: {sum(p.size for p in network.parameters()):,} parameters")
+    optimizer, schedule = make_optimizer(args, len(batches), network)
     if args.resume:
-        resume(args, steps, network, optimizer, schedule)
-    model = paddle.DataParallel(network) if processes > 1 else network
+        resume(args, len(batches), network, optimizer, schedule)
 
+    model = paddle.DataParallel(network) if processes > 1 else network
     for epoch in range(done, args.epochs):
         start = time.perf_counter()
-        batches = Batches(train, args, epoch, rank, processes)
-        loader = make_loader(batches, args.workers)
-        compute_loss = LOSSES[args.loss]
-        loss = train_one_epoch(model, compute_loss, optimizer, schedule, loader, epoch)
+        loader = make_loader(Batches(train, args, epoch, rank, processes), args.workers)
+        loss = train_one_epoch(model, args.loss, optimizer, schedule, loader, epoch)
         seconds = time.perf_counter() - start
+
         outputs, right = evaluate(network, args.loss, *valid)
         if rank == 0:
             results = {"done": epoch + 1, "valid": right.mean()}
@@ -542,14 +563,7 @@ def main():
         share = f"valid {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
-    outputs, right = evaluate(network, args.loss, *test)
-    result = f"{right.sum()} / {len(right)} correct ({100 * right.mean():.2f} %)"
-    if args.loss == "regression":
-        rounded = np.rint(outputs[:, 0]).clip(0, 9) == test[1]
-        result += f", rounded {100 * rounded.mean():.2f} %"
-    print(f"test: {result}\nsaved: {args.params}")
-    params = shlex.quote(args.params)
-    print(f"next: python predict.py work/example_0.png --params {params}")
+    print_test(args, *evaluate(network, args.loss, *test), test[1])
 
 
 if __name__ == "__main__":
