@@ -107,19 +107,20 @@ def draw_batch(images, labels):
 def save_figure(figure, path):
     """Draw a figure into a PNG file, atomically."""
     target = os.path.realpath(path)  # A symbolic link stays one.
+    temporary = f"{target}.{os.getpid()}.tmp"
     try:
         if os.path.exists(target):
             with open(target, "r+b") as file:
                 if file.read(4) != b"\x89PNG":
                     raise SystemExit(f"error: {path} is there and is not a PNG")
 
-        figure.savefig(f"{target}.tmp", format="png")
-        os.replace(f"{target}.tmp", target)
+        figure.savefig(temporary, format="png")
+        os.replace(temporary, target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
     finally:
-        if os.path.exists(f"{target}.tmp"):
-            os.remove(f"{target}.tmp")
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def parse_args():

@@ -79,6 +79,7 @@ def evaluate(network, batches):
 def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
     target = os.path.realpath(path)  # A symbolic link stays one.
+    temporary = f"{target}.{os.getpid()}.tmp"
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
         if os.path.exists(target):
@@ -87,14 +88,14 @@ def save_parameters(path, tensors, metadata):
             if not known or os.stat(target).st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
 
-        Path(f"{target}.tmp").write_bytes(data)
+        Path(temporary).write_bytes(data)
         if tensors:
-            os.replace(f"{target}.tmp", target)
+            os.replace(temporary, target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
     finally:
-        if os.path.exists(f"{target}.tmp"):
-            os.remove(f"{target}.tmp")
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def train_one_epoch(network, optimizer, batches, epoch, every):

@@ -61,10 +61,8 @@ COMMANDS = [  # (script, arguments, what the error says)
     ("train_builtin", "--lr 1 --params kept", "use a smaller --lr"),
     ("train_json", "--lr nan", "--lr"),
     ("train_async", "--lr -0.01", "--lr"),
-    ("train_builtin", "--lr inf", "--lr"),
     ("train_json", "--seed -1", "--seed"),
     ("train_async", "--seed 4294967296", "--seed"),
-    ("train_builtin", "--seed many", "--seed"),
     ("train_async", "--epochs 0 --params kept", "--epochs"),
     ("train_json", "--batch-size 0", "--batch-size"),
     ("train_builtin", "--limit 0", "--limit"),
@@ -82,8 +80,8 @@ COMMANDS = [  # (script, arguments, what the error says)
     ("train_async", "--params nowhere/new", "nowhere/new: No such file or directory"),
     ("train_json", "--params train_json.py/new", "train_json.py/new: Not a directory"),
     ("train_builtin", f"--params {'x' * 300}", "File name too long"),
-    ("train_async", "--resume --params kept --network mlp", "kept"),
-    ("train_async", "--resume --params kept --optimizer sgd", "kept"),
+    ("train_async", "--resume --params kept --epochs 5 --network mlp", "kept"),
+    ("train_async", "--resume --params kept --epochs 5 --optimizer sgd", "kept"),
     ("show_batch", "--source json --data work/example_0.png", "example_0.png"),
     ("show_batch", "--source json --data bad.json.gz", "valid: 200 images, 199 labels"),
     ("train_async", "--data bad.json.gz", "valid: 200 images, 199 labels"),
@@ -135,9 +133,8 @@ def contents(folder):
 def test_wrong_flags_and_files_get_one_line_and_leave_all_files(place):
     before = contents(place)
     lines = POOL.map(lambda row: refused(place, row[0], *row[1].split()), COMMANDS)
-    for (script, arguments, words), line in zip(COMMANDS, lines):
-        assert re.search(words, line), (script, arguments, line)
-    assert contents(place) == before
+    wrong = [row for row, line in zip(COMMANDS, lines) if not re.search(row[2], line)]
+    assert wrong == [] and contents(place) == before
 
 
 def test_bad_json_is_refused_with_its_place(splits, tmp_path):
