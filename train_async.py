@@ -346,6 +346,7 @@ RESUMED = (  # What --resume takes from the file, unless a flag says otherwise.
 def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
     target = os.path.realpath(path)  # A symbolic link stays one.
+    temporary = f"{target}.{os.getpid()}.tmp"
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
         if os.path.exists(target):
@@ -354,14 +355,14 @@ def save_parameters(path, tensors, metadata):
             if not known or os.stat(target).st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
 
-        Path(f"{target}.tmp").write_bytes(data)
+        Path(temporary).write_bytes(data)
         if tensors:
-            os.replace(f"{target}.tmp", target)
+            os.replace(temporary, target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
     finally:
-        if os.path.exists(f"{target}.tmp"):
-            os.remove(f"{target}.tmp")
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def save_epoch(args, network, optimizer, results):
@@ -502,6 +503,7 @@ def parse_args():
     parser.set_defaults(done=0)  # Epochs
 
     args = parser.parse_args()
+
     if args.resume:  # What was saved takes the place of the defaults.
         _, metadata = load_parameters(args.params)
         saved = {name: metadata[name] for name in RESUMED if name in metadata}
@@ -549,7 +551,8 @@ def main():
     model = paddle.DataParallel(network) if processes > 1 else network
     for epoch in range(done, args.epochs):
         start = time.perf_counter()
-        loader = make_loader(Batches(train, args, epoch, rank, processes), args.workers)
+        batches = Batches(train, args, epoch, rank, processes)
+        loader = make_loader(batches, args.workers)
         loss = train_one_epoch(model, args.loss, optimizer, schedule, loader, epoch)
         seconds = time.perf_counter() - start
 
@@ -559,6 +562,7 @@ def main():
             if args.loss != "regression":
                 results["temperature"] = fit_temperature(outputs, valid[1])
             save_epoch(args, network, optimizer, results)
+
         done = epoch + 1
         share = f"valid {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")

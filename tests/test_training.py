@@ -137,7 +137,7 @@ def test_ctrl_c_is_one_true_line(script, folder):
     for line, done in ("^epoch: 0, batch: 0", 0), ("^epoch: 1, batch: 0", 1):
         process = start(folder, script, *flags)
         until(process, line)
-        os.killpg(process.pid, signal.SIGINT)  # A terminal sends it to the workers, too.
+        os.killpg(process.pid, signal.SIGINT)  # As a terminal does, workers included.
         _, err = process.communicate(timeout=60)
         epochs = int(re.fullmatch(r"stopped: (\d+) epochs saved\n", err)[1])
         assert process.returncode == 1 and epochs >= done
