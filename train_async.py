@@ -285,6 +285,8 @@ def regression(outputs, labels):
 
 
 LOSSES = {loss.__name__: loss for loss in (cross_entropy, square_error, regression)}
+# An epoch's mean loss says that the rate is too high; a guess costs 2.4, 0.1 and 8.
+DIVERGED = {"cross_entropy": 5, "square_error": 2, "regression": 81}
 
 
 @paddle.no_grad()
@@ -416,7 +418,8 @@ def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
     """Take a step for each batch; return the mean loss."""
     network.train()
     compute_loss, losses = LOSSES[loss_name], []
-    for batch, (images, labels) in enumerate(tqdm(loader, leave=False, disable=None)):
+    bar = tqdm(loader, leave=False, disable=None if sys.stderr else True)
+    for batch, (images, labels) in enumerate(bar):
         loss = compute_loss(network(images), labels)
         loss.backward()
         optimizer.step()
@@ -426,7 +429,7 @@ def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
         losses.append(loss.item())
         if batch % 200 == 0:
             tqdm.write(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
-    if not np.mean(losses) < 2 * losses[0]:
+    if not np.mean(losses) < DIVERGED[loss_name]:
         raise SystemExit("error: the loss has grown, use a smaller --lr")
     return np.mean(losses)
 
@@ -440,7 +443,7 @@ def start_processes():
         raise SystemExit("error: PADDLE_TRAINER_ENDPOINTS is left over: unset it")
     print(f"waiting for the processes at {', '.join(endpoints)}", file=sys.stderr)
     paddle.distributed.init_parallel_env()
-    return paddle.distributed.get_rank(), len(endpoints)
+    return paddle.distributed.get_rank(), paddle.distributed.get_world_size()
 
 
 def print_test(args, outputs, right, labels):
