@@ -1,6 +1,7 @@
 """Each script runs alone, has the promised shape, and shares text with the others."""
 
 import ast
+import importlib
 import io
 import itertools
 import re
@@ -8,7 +9,7 @@ import shlex
 import tokenize
 
 import pytest
-from conftest import ROOT, SCRIPTS, run, succeed
+from conftest import ROOT, SCRIPTS, succeed
 
 TRAINING = ["train_builtin", "train_json", "train_async"]
 # Shape is a promise, by which no line has to be squeezed.
@@ -18,9 +19,9 @@ TOKENS = 10.5  # In a line of code, on average
 PARAGRAPH = 8  # Lines of code without a blank one
 TOGETHER = 1200  # Lines of the five scripts
 LINES = {
-    "show_batch.py": 175,
-    "train_builtin.py": 200,
-    "train_json.py": 230,
+    "show_batch.py": 180,
+    "train_builtin.py": 205,
+    "train_json.py": 235,
     "train_async.py": 400,
     "predict.py": 450,
     "tests/benchmark.py": 320,
@@ -107,12 +108,13 @@ def test_commands_of_the_readme_run_as_they_stand(folder):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_says_what_every_flag_does(script, folder):
-    out = succeed(folder, script, "--help")
-    for flag, text in re.findall(r"^  (--[^\n]*?)(?:\n {10,}| {2,})(\S.*)", out, re.M):
-        assert len(text) > 8, flag
-    usage, complaint = run(folder, script, "--wrong")[2].splitlines()
-    assert usage.startswith("usage: ") and "--wrong" in complaint
+def test_help_says_what_every_flag_does(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse_args()
+    out = capsys.readouterr().out
+    found = re.findall(r"^  (--[^\n]*?)(?:\n {10,}| {2,})(\S.*)", out, re.M)
+    assert len(found) > 3 and [flag for flag, text in found if len(text) <= 8] == []
 
 
 @pytest.mark.parametrize("name", [f"{script}.py" for script in SCRIPTS])
