@@ -132,7 +132,8 @@ def centre(ink):
 def add_no_digits(images, labels, rng):
     """Return both with one image of NO_DIGIT more for each 20, made of them.
 
-    A network that has only seen digits is sure of everything.
+    A network that has only seen digits is sure of everything. What this is worth says
+    tests/README.md.
     """
     made = []
     while len(made) < len(images) // 20:
@@ -276,7 +277,7 @@ def cross_entropy(outputs, labels):
 def square_error(outputs, labels):
     """Return the mean squared error of outputs [N, 11] and labels [N, 1], one-hot."""
     classes = labels.squeeze(1).astype("int64")
-    return F.mse_loss(outputs, F.one_hot(classes, 11))
+    return F.mse_loss(outputs, F.one_hot(classes, outputs.shape[1]))
 
 
 def regression(outputs, labels):
@@ -350,6 +351,7 @@ def save_parameters(path, tensors, metadata):
     target = os.path.realpath(path)  # A symbolic link stays one.
     temporary = f"{target}.{os.getpid()}.tmp"
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
+
     try:
         if os.path.exists(target):
             with open(target, "r+b") as file:  # Root may write what is protected.
@@ -453,8 +455,10 @@ def print_test(args, outputs, right, labels):
         rounded = np.rint(outputs[:, 0]).clip(0, 9) == labels
         result += f", rounded {100 * rounded.mean():.2f} %"
     print(f"test: {result}\nsaved: {args.params}")
-    params = shlex.quote(args.params)
-    print(f"next: python predict.py work/example_0.png --params {params}")
+    command = "python predict.py work/example_0.png"
+    if args.params != "mnist.safetensors":
+        command += f" --params {shlex.quote(args.params)}"
+    print(f"next: {command}")
 
 
 # ---- command line ------------------------------------------------------------------
@@ -519,7 +523,7 @@ def parse_args():
     if args.lr is None:
         args.lr = OPTIMIZERS[args.optimizer][1]
     if args.workers and sys.platform != "linux":
-        print("paddle loads here without workers", file=sys.stderr)
+        print("warning: on this system paddle loads without workers", file=sys.stderr)
         args.workers = 0
     return args
 
