@@ -421,6 +421,7 @@ def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
     network.train()
     compute_loss, losses = LOSSES[loss_name], []
     bar = tqdm(loader, leave=False, disable=None if sys.stderr else True)
+
     for batch, (images, labels) in enumerate(bar):
         loss = compute_loss(network(images), labels)
         loss.backward()
@@ -454,6 +455,7 @@ def print_test(args, outputs, right, labels):
     if args.loss == "regression":
         rounded = np.rint(outputs[:, 0]).clip(0, 9) == labels
         result += f", rounded {100 * rounded.mean():.2f} %"
+
     print(f"test: {result}\nsaved: {args.params}")
     command = "python predict.py work/example_0.png"
     if args.params != "mnist.safetensors":
