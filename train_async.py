@@ -560,8 +560,7 @@ def main():
     model = paddle.DataParallel(network) if processes > 1 else network
     for epoch in range(done, args.epochs):
         start = time.perf_counter()
-        batches = Batches(train, args, epoch, rank, processes)
-        loader = make_loader(batches, args.workers)
+        loader = make_loader(Batches(train, args, epoch, rank, processes), args.workers)
         loss = train_one_epoch(model, args.loss, optimizer, schedule, loader, epoch)
         seconds = time.perf_counter() - start
 
@@ -575,7 +574,6 @@ def main():
         done = epoch + 1
         share = f"valid {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
-
     print_test(args, *evaluate(network, args.loss, *test), test[1])
 
 
