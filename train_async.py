@@ -120,7 +120,7 @@ def cut_out(ink, rng):
     return np.pad(ink[y : y + height, x : x + width], 1)
 
 
-def centre(ink):
+def centre_by_mass(ink):
     """Return ink in MNIST's form, uint8 [28, 28]: 20 pixels long, centred by mass."""
     scale = 20 / max(cv2.boundingRect(ink)[2:])
     moments = cv2.moments(ink)
@@ -148,7 +148,7 @@ def add_no_digits(images, labels, rng):
 
         _, _, width, height = cv2.boundingRect(ink)
         if 2 * width > height:  # A narrower one may be a one.
-            made.append(centre(ink))
+            made.append(centre_by_mass(ink))
 
     extra = np.reshape(made, (-1, 28, 28)).astype(np.uint8)
     classes = np.full(len(made), NO_DIGIT, np.uint8)
@@ -286,7 +286,7 @@ def regression(outputs, labels):
 
 
 LOSSES = {loss.__name__: loss for loss in (cross_entropy, square_error, regression)}
-# An epoch's mean loss says that the rate is too high; a guess costs 2.4, 0.1 and 8.
+# A mean loss as high says that the rate is too high; a guess costs 2.4, 0.1 and 8.
 DIVERGED = {"cross_entropy": 5, "square_error": 2, "regression": 81}
 
 
