@@ -159,7 +159,7 @@ def main():
         sys.stdout.reconfigure(errors="replace")
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    save_parameters(args.params, {}, {})
+    save_parameters(args.params, {}, {})  # Better found out before the training.
     choose_device(args.gpu)
 
     images, labels = (array[: args.limit] for array in read_builtin("train"))

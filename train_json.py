@@ -196,7 +196,7 @@ def main():
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
         sys.stdout.reconfigure(errors="replace")
-    save_parameters(args.params, {}, {})
+    save_parameters(args.params, {}, {})  # Better found out before the training.
     choose_device(args.gpu)
 
     splits = read_splits(args.data, args.limit)
