@@ -64,7 +64,7 @@ def test_trained_network_doubts_what_is_no_digit_and_its_percentages_are_true(tr
     others, classes = script.add_no_digits(images, labels, np.random.default_rng(9))
     strange = classes == script.NO_DIGIT
     shares, _ = say(others[strange], classes[strange])
-    assert strange.sum() >= 500 and (shares > 0.8).mean() < 0.1
+    assert strange.sum() >= 500 and (shares > 0.8).mean() < 0.15
 
 
 def test_same_seed_gives_the_same_bytes_whoever_loads_the_batches(folder):
