@@ -2,7 +2,7 @@
 
 A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
-    test: 9943 / 10000 correct (99.43 %)
+    test: 9936 / 10000 correct (99.36 %)
 """
 
 import argparse
@@ -340,10 +340,8 @@ def make_optimizer(args, batches, network):
 
 # ---- parameters file ---------------------------------------------------------------
 
-RESUMED = (  # What --resume takes from the file, unless a flag says otherwise.
-    *("network", "loss", "optimizer", "schedule", "lr", "augment"),
-    *("epochs", "batch_size", "seed", "limit"),
-)
+# What --resume takes from the file, unless a flag says otherwise.
+RESUMED = "network loss optimizer schedule lr augment epochs batch_size seed limit"
 
 
 def save_parameters(path, tensors, metadata):
@@ -375,7 +373,7 @@ def save_epoch(args, network, optimizer, results):
     for name, tensor in optimizer.state_dict().items():
         if name != "LR_Scheduler":  # It follows from the epochs done.
             tensors[f"optimizer.{name}"] = tensor
-    settings = {name: getattr(args, name) for name in RESUMED}
+    settings = {name: getattr(args, name) for name in RESUMED.split()}
     save_parameters(args.params, tensors, settings | results)
 
 
@@ -515,7 +513,7 @@ def parse_args():
 
     if args.resume:  # What was saved takes the place of the defaults.
         _, metadata = load_parameters(args.params)
-        saved = {name: metadata[name] for name in RESUMED if name in metadata}
+        saved = {name: metadata[name] for name in RESUMED.split() if name in metadata}
         parser.set_defaults(done=metadata.get("done", 0), **saved)
         args = parser.parse_args()
         if args.epochs <= args.done:
