@@ -27,7 +27,6 @@ from PIL import Image, ImageOps
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = json.loads(Path(__file__).with_suffix(".json").read_text())
-PARAMS = "mnist.safetensors"
 VERDICTS = ["right, %", "unsure, %", "wrong and sure, %"]
 
 
@@ -56,8 +55,8 @@ def train(args, seed, command):
         raise SystemExit(f"error: {command} printed\n{text}")
     accuracy = 100 * int(test[1]) / int(test[2])
     epochs = [float(s) for s in re.findall(r"^epoch \d.* ([\d.]+) s\b", text, re.M)]
-    print(f"{command}: {accuracy:.2f} %, {sum(epochs):.1f} s", file=sys.stderr)
     row = {"test accuracy, %": accuracy, "training, s": sum(epochs)}
+    print(command, row, file=sys.stderr)
     return row | {"epochs": len(epochs), "command to file, s": lines[-1][0]}
 
 
@@ -138,27 +137,29 @@ def make_numbers(folder):
     return {"all": texts}
 
 
-def judge(line, text):
-    """Return the verdict on predict.py's line about a picture that shows this text."""
+def judge(line, text, apart):
+    """Return the verdict on what was read; spaces count if words are to be apart."""
     unsure = line.startswith("error") or "not sure" in line or "?" in line
-    read = line.split("  (")[0].split()
-    right = read == text.split() if text else unsure  # A blank sheet, letters, shapes.
+    space = " " if apart else ""
+    same = space.join(line.split("  (")[0].split()) == space.join(text.split())
+    right = same if text else unsure  # A blank sheet, letters, shapes: no digit.
     return VERDICTS[0 if right else 1 if unsure else 2]
 
 
 def read(args, results, name, reader, kinds):
     """Read {kind: {path: text}} by a command, and add the verdicts to results."""
-    python = args.python if "others" in reader else sys.executable
+    apart = reader.startswith("predict")  # Others may part digits, to their advantage.
+    python = sys.executable if apart else args.python
     lines = run(args, *reader.split(), *kinds["all"], python=python)
     found = [re.match(r"(error: )?(.*\.\w+): (.*)", line) for _, line in lines]
     said = {match[2]: (match[1] or "") + match[3] for match in found if match}
     if not said:  # It is not installed.
-        return print(f"{reader}: {lines[-1][1]}", file=sys.stderr)
+        return print(reader, lines[-1][1], file=sys.stderr)
     seconds = lines[-1][0] - lines[0][0]
     for kind, texts in kinds.items():
         row = dict.fromkeys(VERDICTS, 0)
         for path, text in texts.items():
-            row[judge(said.get(path, "error"), text)] += 100 / len(texts)
+            row[judge(said.get(path, "error"), text, apart)] += 100 / len(texts)
         row["ms a picture"] = 1000 * seconds / max(len(lines) - 1, 1)
         add(results, f"{name}, {kind} ({len(texts)})", row)
 
@@ -171,7 +172,7 @@ def measure(args, row):
     spec, results = TABLES["rows"][row], {}
     readers = spec.get("readers", [])
     made = [make_numbers(args.home)] if row == "numbers" else []
-    folders = made or [read_folder(folder) for folder in args.folder]
+    folders = made or list(map(read_folder, args.folder))
     for seed in range(args.runs or spec["seeds"]):
         for name, command in spec["trainings"].items():
             add(results, name, train(args, seed, command))
@@ -187,7 +188,8 @@ def regression(args):
     from safetensors.numpy import load_file
 
     train(args, 0, TABLES["rows"]["lessons"]["trainings"]["regression, one output"])
-    tensors, (images, labels) = load_file(args.home / PARAMS), read_mnist("t10k")
+    images, labels = read_mnist("t10k")
+    tensors = load_file(args.home / "mnist.safetensors")
     pixels = images.reshape(-1, 784) / 127.5 - 1
     outputs = (pixels @ tensors["fc.weight"] + tensors["fc.bias"])[:, 0]
     return {n: {"output": outputs[labels == n][:100].tolist()} for n in range(10)}
@@ -198,8 +200,8 @@ def others(args):
 
     After a miss ours begins anew with one epoch more; the seconds add up.
     """
-    raw = copytree(ROOT / "work", args.home.parent / "data/MNIST/raw")  # PyTorch's
-    subprocess.run(["gunzip", "-rq", raw])
+    copytree(ROOT / "work", args.home.parent / "data/MNIST/raw")  # For PyTorch's
+    subprocess.run(["gunzip", "-rq", args.home.parent / "data"])
     results, goal = {}, r"Accuracy: (99\d\d/|.+, 0\.99)"
     for seed in range(args.runs or 3):
         ours = [train(args, seed, "train_async.py --epochs 1")]
@@ -215,7 +217,6 @@ def others(args):
             begun, ended = ([w for w, t in lines if m in t] for m in ("[0/", "(99%)]"))
             seconds = sum(ended) - sum(begun[: len(ended)])
             add(results, name, {"training, s": seconds, "epochs": len(ended)})
-            print(f"{name}: {seconds:.1f} s, {lines[-1][1]}", file=sys.stderr)
     return results
 
 
@@ -300,8 +301,7 @@ def main():
     add("--torch-example", type=os.path.abspath, help="its mnist/main.py")
     add("--edition", type=os.path.abspath, help="another train_async.py")
     args = parser.parse_args()
-    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}", end=", ")
-    print(f"paddle {version('paddlepaddle')}, {time.ctime()}")
+    print(f"{os.cpu_count()} cores, paddle {version('paddlepaddle')}, {time.ctime()}")
     args.kept = json.loads(args.results.read_text()) if args.results.exists() else {}
     with tempfile.TemporaryDirectory() as temp:
         args.home = Path(temp, "copy")
