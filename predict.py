@@ -1,121 +1,443 @@
 """Pictures in, digits out: photos, scans, screenshots and drawings of numbers.
 
-MNIST's digits are white on black, of one size and centred: any picture is brought to
-that form first, in steps that --show draws. `python predict.py work/example_0.png`:
+MNIST's digits are white on black, of one size and centred: whatever is on the picture
+is brought to that form first, in steps that --show draws. `python predict.py
+work/example_0.png` says
 
     work/example_0.png: 0  (99.9 %)
 """
 
 import argparse
-import glob
+import contextlib
+import gzip
+import io
 import json
+import math
 import os
+import signal
+import struct
 import sys
 import warnings
+import zlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import cv2
-import numpy as np
-import safetensors.numpy
-from PIL import Image, ImageOps
-
+if __name__ == "__main__":  # In the imports below, an exception would get lost.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+if "ipykernel" not in sys.modules:  # A notebook's own backend is not for its children.
+    os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
-os.environ.pop("MPLBACKEND", None)  # A notebook's own backend writes no file.
 
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import paddle.nn as nn  # noqa: E402
+import safetensors  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
+
+DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
+OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
+SURE = 0.8  # Below this probability a reading is not sure.
+DOUBT = 0.7  # The most for a 1 that was cut off: any stroke looks like one.
 
 Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
-OUTPUTS = {"cross_entropy": 10, "square_error": 1}  # Of the network, for each loss.
-SIDE = 640  # Pixels: a larger picture is reduced to this, which averages its grain.
-SMALL = 64  # Pixels: up to this side, grain, shadows and ruled lines do not matter.
+LONGEST = 1600  # Pixels: a larger picture is reduced to this, which averages its grain.
+SMALL = 64  # Pixels: up to this side there are no shadows and no ruled lines.
+WRITING = 48  # Pixels: a page is scaled until its digits are so high.
+DOT = WRITING // 4  # Pixels: what is smaller is a dot, or dirt.
+
+# ---- picture -----------------------------------------------------------------------
+
+
+class Unreadable(ValueError):
+    """A picture in which nothing can be read; the text says why."""
 
 
 def open_picture(path):
-    """Return the picture in a file, upright and on white, as uint8 [H, W, 3]."""
+    """Return the picture in a file, upright and without transparency: uint8 [H, W, 3].
+
+    Raises Unreadable.
+    """
+    if not os.path.isfile(path):  # A pipe would never end.
+        raise Unreadable("no such file")
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (SIDE, SIDE))  # Decode a JPEG at a smaller size.
+            image.draft("RGB", (LONGEST, LONGEST))  # Decode a JPEG at a smaller size.
             image = ImageOps.exif_transpose(image)
     except Exception as error:  # A broken file raises whatever its decoder likes.
-        raise ValueError(getattr(error, "strerror", 0) or error) from None
-    if image.mode[0] == "I":  # 16 bits
-        image = Image.fromarray(np.uint8(np.array(image) // 256))
-    page = Image.new("RGBA", image.size, "white")  # For what is transparent
-    image = Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    return np.array(image)
+        raise Unreadable(f"{name_format(path)}: {error}") from None
+
+    if image.mode[0] in "IF":  # 16 or 32 bits: from black to the brightest pixel
+        values = np.float32(image)
+        image = Image.fromarray(np.uint8(255 * values / max(values.max(), 1e-9)))
+    ink = image.convert("LA")
+    grey, opacity = np.asarray(ink).transpose(2, 0, 1)
+    light = opacity.min() == 0 and grey[opacity > 127].mean() > 191
+    page = Image.new("RGBA", image.size, "black" if light else "white")
+    page.alpha_composite(image.convert("RGBA"))
+    page.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    return np.array(page.convert("RGB"))
 
 
-def find_paper(colours):
-    """Return the paper's colour at each pixel, uint8 [H, W, 3], shadows included."""
+def name_format(path):
+    """Return what the first bytes of an unreadable picture say it is."""
+    with open(path, "rb") as file:
+        start = file.read(32)
+    for mark, name in ((b"ftyp", "HEIC"), (b"%PDF", "PDF"), (b"<", "SVG")):
+        if mark in start[:8]:
+            return f"{name} is not read, save it as PNG or JPEG"
+    return "not a picture, or a damaged one"
+
+
+def find_sheet(colours):
+    """Return the corners [4, 2] of a sheet that lies on something else, or None."""
+    scale = 400 / max(colours.shape[:2])  # Enough for edges, too little for writing
+    if scale > 1:
+        return None
+    small = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((15, 15)))
+    small = cv2.medianBlur(small, 9)
+    found, largest = None, 0.2 * small[..., 0].size
+
+    for contrast in (10, 20, 40, 80):  # Grey levels from the sheet to what is around
+        edges = [cv2.Canny(c, contrast, 2 * contrast) for c in cv2.split(small)]
+        edges = cv2.dilate(np.bitwise_or.reduce(edges), np.ones((3, 3)))
+        outlines, _ = cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+        for outline in outlines:
+            hull = cv2.convexHull(outline)
+            corners = cv2.approxPolyDP(hull, 0.03 * cv2.arcLength(hull, True), True)
+            area = cv2.contourArea(corners)
+            filled = cv2.contourArea(outline) > 0.95 * area
+            if len(corners) == 4 and filled and area > largest:
+                found, largest = corners[:, 0] / scale, area
+    return found
+
+
+def lay_flat(colours, corners):
+    """Return the part of a picture within four corners as if seen from above."""
+    corners = corners.mean(0) + 0.95 * (corners - corners.mean(0))  # Without its edge
+    across, down = corners.sum(1), corners[:, 1] - corners[:, 0]
+    order = [across.argmin(), down.argmin(), across.argmax(), down.argmax()]
+    corners = np.float32(corners[order])  # Clockwise from the top left
+    sides = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
+    width, height = int(max(sides[::2])), int(max(sides[1::2]))
+    target = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    matrix = cv2.getPerspectiveTransform(corners, target)
+    return cv2.warpPerspective(colours, matrix, (width, height), flags=cv2.INTER_AREA)
+
+
+# ---- ink ----------------------------------------------------------------------------
+
+
+def find_ink(colours, size):
+    """Return float32 [H, W]: by how many grey levels each pixel differs from the paper.
+
+    What is narrower than size pixels is ink, in whichever direction of each colour it
+    differs; a shadow or a dark table that is wider belongs to the paper.
+    """
     small = cv2.resize(colours, (64, 64), interpolation=cv2.INTER_AREA)
-    # Ink differs much from its surroundings in few places: the cube brings it out.
-    contrast = small - cv2.blur(np.float32(small), (33, 33))
+    around = cv2.blur(np.float32(small), (33, 33))
     if min(colours.shape[:2]) <= SMALL:  # The digit may fill it, but for the rim.
         rim = np.concatenate([*colours[[0, -1]], colours[:, 0], colours[:, -1]])
-        contrast = small - np.median(rim, axis=0)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (33, 33))
-    opened = cv2.morphologyEx(small, cv2.MORPH_OPEN, disc)
-    closed = cv2.morphologyEx(small, cv2.MORPH_CLOSE, disc)
-    paper = np.where((contrast**3).sum((0, 1)) > 0, opened, closed)
-    return cv2.resize(paper, colours.shape[1::-1])
+        around = np.median(rim, axis=0)
+    # Ink differs much from its surroundings in few places: the cube brings it out.
+    light = ((small - around) ** 3).sum((0, 1)) > 0
+    square = np.ones((2 * size // 3 | 1, 2 * size // 3 | 1))
+    opened = cv2.morphologyEx(colours, cv2.MORPH_OPEN, square)
+    closed = cv2.morphologyEx(colours, cv2.MORPH_CLOSE, square)
+    paper = np.where(light, opened, closed)
+    return np.linalg.norm(np.float32(colours) - paper, axis=2)
 
 
-def find_ink(colours, paper):
-    """Return float32 [H, W], 0 for paper to 1 for ink: the difference in colour."""
-    ink = np.linalg.norm(np.float32(colours) - paper, axis=2)
-    strongest = np.partition(np.pad(ink, 4), -9, axis=None)[-9]  # Not a lone speck
-    noise = np.quantile(ink, 0.25)  # Most of a picture is paper.
-    if strongest < max(14, 2.5 * noise):
-        raise ValueError("there is no ink in the picture")
-    contrast = np.median(ink[ink > strongest / 2])
-    return np.where(ink > 1.5 * noise, ink / contrast, 0).clip(0, 1)
+def find_mask(ink, size, share):
+    """Return uint8 [H, W]: 1 where the ink has a share of its own stroke's strength."""
+    ink = cv2.GaussianBlur(ink, (0, 0), 1)
+    ink = (ink - np.quantile(ink, 0.25)).clip(0)  # Most of a picture is paper.
+    grain = np.median(np.abs(ink - cv2.medianBlur(ink, 5)))
+    least = max(12, 9 * grain)  # Grey levels
+    # Ink has edges, which a shadow has not.
+    edge = ink - cv2.blur(ink, (size // 3 | 1, size // 3 | 1))
+
+    count, labels = cv2.connectedComponents(np.uint8(ink > least))
+    strength, sharpness = np.zeros((2, count), np.float32)
+    some = labels > 0
+    np.maximum.at(strength, labels[some], ink[some])
+    np.maximum.at(sharpness, labels[some], edge[some])
+    if sharpness.max() <= least:
+        return np.zeros(ink.shape, np.uint8)
+
+    typical = np.quantile(strength[labels[edge > least]], 0.95)
+    needed = np.full(count, 0.2 * typical)  # Pencil beside a pen is ink,
+    needed[list_rim(labels)] = 0.5 * typical  # but a dark corner is not.
+    strength[(sharpness <= least) | (strength < needed)] = np.inf
+    # A hairline is faint in places, but more than all around it.
+    return np.uint8((ink > share * strength[labels]) | (edge > 0.2 * strength[labels]))
 
 
-def drop_rules(mask):
-    """Return uint8 [H, W] without thin lines to the rim; what crosses them stays."""
-    for _ in range(2):  # The lines downwards, then those across
+def list_rim(image):
+    """Return the values along the four sides of a picture."""
+    return np.concatenate([*image[[0, -1]], image[:, 0], image[:, -1]])
+
+
+def drop_lines(mask, thickness, gap):
+    """Return the mask without thin lines from rim to rim; what crosses them stays."""
+    mask = np.pad(mask, gap)
+    for _ in range(4):  # Downwards and across, and what a crossing line hid
         mask = np.ascontiguousarray(mask.T)
-        width = mask.shape[1]
-        thick = np.ones((5 + max(mask.shape) // 40, 1))
-        thin = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, thick)
+        thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((thickness, 1)))
+        thin = mask - thick
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
-        long = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, width // 4 | 1)))
-        labels = cv2.connectedComponents(long)[1]
-        ends = (labels * fat)[:, [0, 1, -2, -1]]
-        mask = mask & ~(thin * np.isin(labels, ends[ends > 0]))
-    return mask
+        joined = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, gap | 1)))
+        labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
+        length = stats[:, cv2.CC_STAT_WIDTH] * (np.arange(len(stats)) > 0)
+        across = length > max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
+        mask = mask & ~(thin * across[labels])
+    return mask[gap:-gap, gap:-gap]
 
 
-def merge(begins, ends):
-    """Return the indices of intervals in groups that overlap, from left to right."""
-    order = begins.argsort()
-    reached = np.maximum.accumulate(ends[order])
-    return np.split(order, 1 + np.flatnonzero(begins[order][1:] > reached[:-1]))
+# ---- parts --------------------------------------------------------------------------
 
 
-def find_digits(mask):
-    """Return lines of digits, each as a mask, of the mask of all ink, uint8 [H, W]."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    left, top, width, height, area = stats.T
-    right, bottom, length = left + width, top + height, np.hypot(width, height)
-    rim = np.concatenate([*labels[[0, -1]], labels[:, 0], labels[:, -1]])
-    along = np.bincount(rim, minlength=count) / length
-    main = 1 + (area * length)[1:].argmax()
-    # Specks fall away, and what lies along the picture's rim.
-    keep = (area > area[main] / 50) & (along <= max(0.3, along[main]))
-    parts, lines = 1 + np.flatnonzero(keep[1:]), []
-    near = 0.08 * length[main]
-    for line in merge(top[parts] - near, bottom[parts] + near):
-        line = parts[line]
-        small = height[line] < 0.4 * np.ptp([top[line], bottom[line]])
-        margin = np.where(small, 2 * near, -width[line] / 6)  # A third of both
-        digits = [line[d] for d in merge(left[line] - margin, right[line] + margin)]
-        heights = [np.ptp([top[digit], bottom[digit]]) for digit in digits]
-        tall = 0.4 * max(height[main], *heights)
-        digits = [digit for digit, high in zip(digits, heights) if high > tall]
-        lines.append([np.uint8(np.isin(labels, digit)) for digit in digits])
-    return [line for line in lines if line]
+class Parts(NamedTuple):
+    """The connected pieces of ink on a page; number 0 is the paper."""
+
+    labels: np.ndarray  # int32 [H, W], the piece at each pixel
+    boxes: np.ndarray  # int [N, 4]: left, top, right, bottom
+    areas: np.ndarray  # int [N], pixels
+    along: np.ndarray  # float [N], the share of its length that lies along the rim
+    cells: np.ndarray  # int [N], the cell that each lies in; -1: in none
+    writing: np.ndarray  # bool [N]
+    holes: dict  # {cell: left, top, width, height}
+
+
+def find_frames(mask):
+    """Return uint8 [H, W], 1 for frames; int32 [H, W], each pixel's cell; their boxes.
+
+    A hole in the ink that has ink inside is a cell, whatever its shape: the box of a
+    form, a table's cell, a card, the axes of a plot. Pixels in no cell are -1.
+    """
+    outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
+    parents = tree[0, :, 3] if len(outlines) else []
+    is_hole = np.zeros(len(outlines), bool)
+    inside, tallest = np.zeros((2, len(outlines)))  # Ink in each hole
+    for number, parent in enumerate(parents):  # A parent has the lower number.
+        is_hole[number] = parent >= 0 and not is_hole[parent]
+        if parent >= 0 and is_hole[parent]:
+            inside[parent] += cv2.contourArea(outlines[number])
+            height = cv2.boundingRect(outlines[number])[3]
+            tallest[parent] = max(tallest[parent], height)
+
+    labels = cv2.connectedComponents(mask)[1]
+    cells, holes, owners = np.full(mask.shape, -1, np.int32), {}, []
+    for hole in np.flatnonzero(inside):
+        box = cv2.boundingRect(outlines[hole])
+        room = cv2.contourArea(outlines[hole])
+        # A speck in a zero does not make it a frame.
+        if inside[hole] > room / (150 if tallest[hole] > box[3] / 8 else 50):
+            holes[hole] = box
+            cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
+            x, y = outlines[parents[hole]][0, 0]
+            owners.append(labels[y, x])
+    return np.uint8(np.isin(labels, owners)), cells, holes
+
+
+def find_parts(mask):
+    """Return the Parts of a mask."""
+    frames, cells, holes = find_frames(mask)
+    rest = mask & ~frames
+    joined = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((7, 1)))  # Broken strokes
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
+    left, top, width, height, areas = stats.T
+    boxes = np.stack([left, top, left + width, top + height], 1)
+    around = np.full(count, -1)
+    around[labels[rest > 0]] = cells[rest > 0]
+
+    along = np.bincount(list_rim(labels), minlength=count) / np.hypot(width, height)
+    writing = np.maximum(width, height) > 3
+    writing[0] = False
+    flat = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
+    for _, _, wide, high in holes.values():  # An empty box beside others
+        like = (wide <= width) & (width < 1.3 * wide)
+        flat |= like & (high <= height) & (height < 1.3 * high)
+    if writing[~flat].any():
+        writing[flat] = False
+    return Parts(labels * rest, boxes, areas, along, around, writing, holes)
+
+
+def find_writing(colours, size):
+    """Return the ink of a picture, grey levels, and its Parts; digits up to size high."""
+    large = min(colours.shape[:2]) > SMALL
+    ink = find_ink(colours, size)
+    mask = find_mask(ink, size, 0.35 if large else 0.15)  # A shadow's edge has less.
+    rest = drop_lines(mask, 3 + size // 6, size // 2) if large else mask
+    return ink, find_parts(rest if rest.any() else mask)
+
+
+def find_page(colours):
+    """Return a picture, its ink and its Parts, scaled so that digits are WRITING high.
+
+    Raises Unreadable if there is no ink.
+    """
+    side = min(colours.shape[:2])
+    scale = min(1, 800 / max(colours.shape[:2]))  # For a first look
+    # Strokes are narrower than a fifth of a picture, but for the smallest.
+    size = int(scale * side * 0.3) if side > SMALL else side
+    for _ in range(3):  # A frame may hide its digits at first.
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        page = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=method)
+        ink, parts = find_writing(page, size)
+        if not parts.writing.any():
+            raise Unreadable("there is no ink in the picture")
+        height = measure(parts)
+        if size == WRITING and 0.7 < height / WRITING < 1.4:
+            break
+        scale = min(WRITING * scale / height, 3000 / max(colours.shape[:2]))
+        size = WRITING
+    return page, ink, parts
+
+
+def measure(parts):
+    """Return the height in pixels below which half of the ink's pieces are, by area."""
+    chosen = parts.writing & (parts.along < 0.3)
+    chosen = chosen if chosen.any() else parts.writing
+    heights = (parts.boxes[:, 3] - parts.boxes[:, 1])[chosen]
+    order = heights.argsort()
+    areas = parts.areas[chosen][order].cumsum()
+    return heights[order][np.searchsorted(areas, areas[-1] / 2)]
+
+
+# ---- lines --------------------------------------------------------------------------
+
+
+def find_lines(boxes):
+    """Return lists of indices of boxes [N, 4]: each line from left to right, downwards.
+
+    A line is a chain of neighbours, so that it may slant and bend.
+    """
+    boxes = np.float32(boxes)
+    tilt = find_slope(boxes) * (boxes[:, 0] + boxes[:, 2]) / 2
+    boxes[:, 1::2] -= tilt[:, None]
+    left, top, right, bottom = boxes.T
+    height = bottom - top
+    lines, small = [], []
+    for i in left.argsort():
+        if height[i] < WRITING / 2:
+            small.append(i)
+            continue
+        overlaps = [0.25]  # Of the lower one's height lies beside the other.
+        for line in lines:
+            last = line[-3:]
+            beside = np.minimum(bottom[i], bottom[last]) - np.maximum(top[i], top[last])
+            overlaps.append((beside / np.minimum(height[i], height[last])).max())
+        best = np.argmax(overlaps)
+        if best == 0:
+            lines.append([])
+        lines[best - 1].append(i)
+
+    middle = (top + bottom) / 2
+    rows = []
+    for line in lines:  # Digits that dance on their line, none below another
+        for row in rows:
+            apart = left[line].min() > right[row].max()
+            if apart and abs(middle[line[0]] - middle[row[-1]]) < WRITING:
+                row.extend(line)
+                break
+        else:
+            rows.append(line)
+    add_small(rows, small, boxes)
+    return sorted(rows, key=lambda row: middle[row].mean())
+
+
+def add_small(rows, small, boxes):
+    """Add what is small to the row it is near: a dot, a dash, a broken-off stroke."""
+    large = [(row, boxes[i]) for row in rows for i in row]
+    for i in small:
+        left, top, right, bottom = boxes[i]
+        best, nearest = None, 0.3 * WRITING
+        for row, box in large:
+            across = max(0, box[0] - right, left - box[2])
+            down = max(0, box[1] - bottom, top - box[3])
+            away = math.hypot(across, down) if down else across / 5  # On the line
+            if away < nearest:
+                best, nearest = row, away
+        if best is not None:
+            best.append(i)
+        elif max(right - left, bottom - top) > DOT:
+            rows.append([i])
+
+
+def find_slope(boxes):
+    """Return by how much lines fall, in pixels a pixel: between most neighbours."""
+    boxes = boxes[boxes[:, 3] - boxes[:, 1] >= WRITING / 2]
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    slopes = []
+    for middle in middles:
+        right, down = (middles - middle).T
+        near = (right > 0) & (right < 3 * WRITING) & (np.abs(down) < 0.8 * right)
+        if near.any():
+            nearest = np.where(near, np.hypot(right, down), np.inf).argmin()
+            slopes.append(down[nearest] / right[nearest])
+    return np.median(slopes) if len(slopes) > 3 else 0  # Of fewer it says nothing.
+
+
+@dataclass
+class Symbol:
+    """A digit or a sign of a line, or ink that is neither."""
+
+    box: tuple  # left, top, right, bottom
+    ink: np.ndarray  # float32 [H, W] in grey levels
+    mask: np.ndarray  # uint8 [H, W]
+    text: str = ""
+    probability: float = 1.0
+    images: list = field(default_factory=list)  # uint8 [28, 28], what the network saw
+
+
+def find_symbols(ink, parts, line):
+    """Return a line's Symbols from left to right: signs are read, digits are not yet."""
+    left, top, right, bottom = parts.boxes[line].T
+    height = bottom - top
+    tall = np.quantile(height, 0.75) if len(line) > 3 else height.max()
+    # What stands above or below something else belongs to it, if it shares a third.
+    margin = np.where(height < 0.4 * tall, 0, (right - left) / 6)
+    order = (left + margin).argsort()
+    reached = np.maximum.accumulate((right - margin)[order])
+    starts = 1 + np.flatnonzero((left + margin)[order][1:] > reached[:-1])
+
+    symbols = []
+    for group in np.split(np.array(line)[order], starts):
+        corners = parts.boxes[group]
+        (x, y), (x_end, y_end) = corners[:, :2].min(0), corners[:, 2:].max(0)
+        area = slice(y, y_end), slice(x, x_end)
+        mask = np.uint8(np.isin(parts.labels[area], group))
+        symbols.append(Symbol((x, y, x_end, y_end), ink[area], mask))
+    digits = [s.box for s in symbols if s.box[3] - s.box[1] >= 0.45 * tall]
+    for symbol in symbols:
+        if symbol.box not in digits:
+            symbol.text = read_sign(symbol.box, digits)
+            symbol.probability = float(symbol.text != "?")
+    return [symbol for symbol in symbols if symbol.text != "dirt"]
+
+
+def read_sign(box, digits):
+    """Return "-", ".", "?" or "dirt" for the box of something lower than the digits."""
+    left, top, right, bottom = box
+    size, thin = max(right - left, bottom - top), min(right - left, bottom - top)
+    before = max((d for d in digits if d[0] < left), key=lambda d: d[2], default=None)
+    after = min((d for d in digits if d[0] >= left), key=lambda d: d[0], default=None)
+    middle = (top + bottom) / 2
+    if after and right - left > max(1.5 * thin, DOT):
+        begins = before is None or left - before[2] > WRITING
+        if begins and 0.25 < (middle - after[1]) / (after[3] - after[1]) < 0.75:
+            return "-"
+    if before and after and after[0] - before[2] > 0.35 * WRITING:
+        low = top > before[1] + 0.6 * (before[3] - before[1])
+        if low and size < min(1.7 * thin, 1.5 * DOT):
+            return "."
+    return "dirt" if size < DOT else "?"
+
+
+# ---- digits -------------------------------------------------------------------------
 
 
 def centre(ink, mask):
@@ -123,12 +445,15 @@ def centre(ink, mask):
     x, y, width, height = cv2.boundingRect(mask)
     ink = np.pad(ink, 2) * cv2.dilate(np.pad(mask, 2), np.ones((3, 3)))
     ink = ink[y : y + height + 4, x : x + width + 4]
-    scale = 80 / max(width, height)
+    strongest = np.partition(ink, -9, axis=None)[-9]  # Not a lone speck
+    ink = ink / np.median(ink[ink > strongest / 2])
+    scale = 80 / max(width, height)  # Four times as large, for a start
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     fine = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=method)
     fine = np.pad(fine.clip(0, 1), 8)
-    # MNIST's strokes are 2.8 pixels wide at least, here four times as many; a stroke's
-    # width is about 4 times its pixels' mean distance to the edge, less 1.
+
+    # MNIST's strokes are 2.8 pixels wide at least, here four times as many. Four times
+    # the mean distance to a stroke's edge is its width and a little more.
     distance = cv2.distanceTransform(np.uint8(fine > fine.max() / 2), cv2.DIST_L2, 5)
     lack = max(0, round(12.2 - 4 * distance[distance > 0].mean()))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (lack + 1, lack + 1))
@@ -141,150 +466,451 @@ def centre(ink, mask):
     return np.uint8(np.round(255 * image))
 
 
-def normalise(colours):
-    """Return lines of digits, uint8 [28, 28], and the steps; no ink: ValueError."""
-    paper = find_paper(colours)
-    ink = find_ink(colours, paper)
-    large = min(ink.shape) > SMALL
-    mask = np.uint8(ink > (0.4 if large else 0.15))  # Shadows have less than 0.4.
-    for outline in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]:
-        x, y, width, height = cv2.boundingRect(outline)
-        line = 2 + max(width, height) // 50
-        inside = colours[y + line : y + height - line, x + line : x + width - line]
-        least = max(144, 0.03 * mask.size, 0.9 * width * height)
-        # A frame, a card or a plot's axes, with something inside: look there.
-        if cv2.contourArea(outline) > least and np.ptp(inside, axis=(0, 1)).max() > 50:
-            return normalise(np.ascontiguousarray(inside))
-    rest = drop_rules(mask) if large else mask
-    rest = rest if rest.any() else mask  # A digit may be as thin, and reach the rim.
-    lines = find_digits(rest) if max(mask.shape) > 28 else [[mask]]  # MNIST's own size
-    lines = [[centre(ink, digit) for digit in line] for line in lines]
-    return lines, {"picture": colours, "paper": paper, "ink": ink, "no rules": rest}
-
-
 def build_network(name, outputs):
     """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs]."""
-    if name == "linear":  # With one output, as in the article, it is a regression.
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, outputs))
-    layers, features = [], 784  # An MLP has no convolutions.
-    if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
-        for cin, cout, side, stride in (1, 24, 5, 2), (24, 48, 3, 2), (48, 64, 3, 1):
+    if name == "linear":
+        return nn.Sequential(("flatten", nn.Flatten()), ("fc", nn.Linear(784, outputs)))
+    layers, features = [], 784
+    if name == "cnn":
+        for cin, cout, side, stride in (1, 32, 7, 3), (32, 64, 3, 2):
             layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
             layers += [nn.BatchNorm2D(cout), nn.ReLU()]
-        features = 576  # [N, 24, 12, 12], [N, 48, 5, 5], [N, 64, 3, 3]
+        features = 576
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
     layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
     return nn.Sequential(*layers)
 
 
-def load_network(path):
-    """Return the network of a parameters file; raise ValueError, which names path."""
+class Reader:
+    """The network of a parameters file; SystemExit names a file that has none."""
+
+    def __init__(self, path):
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                self.settings = json.loads(file.metadata()["mnist"])
+                names = [name for name in file.keys() if "optimizer." not in name]
+                tensors = {name: file.get_tensor(name) for name in names}
+            self.regression = self.settings["loss"] == "regression"
+            self.temperature = self.settings.get("temperature", 1)
+            outputs = OUTPUTS[self.settings["loss"]]
+            self.network = build_network(self.settings["network"], outputs)
+            if any(self.network.set_state_dict(tensors)):
+                raise ValueError("its tensors are not the network's")
+        except Exception as error:  # A foreign file fails in many ways.
+            text = f"error: {path}: not a parameters file, train first: {error}"
+            raise SystemExit(text) from None
+        self.network.eval()
+
+    @paddle.no_grad()
+    def classify(self, images):
+        """Return digits, int [N], and their probabilities of uint8 [N, 28, 28].
+
+        A regression has outputs, float32 [N], in the place of probabilities.
+        """
+        inputs = np.float32(images).reshape(-1, 1, 28, 28) / 127.5 - 1
+        outputs = self.network(paddle.to_tensor(inputs))
+        if self.regression:
+            outputs = outputs.numpy()[:, 0]
+            return np.trunc(outputs).clip(0, 9).astype(int), outputs
+        outputs = outputs / self.temperature  # Calibrated (Guo et al., 2017)
+        digits = nn.functional.softmax(outputs).numpy()[:, :10]  # The last is no digit.
+        return digits.argmax(1), digits.max(1)
+
+    def read(self, symbols):
+        """Read the digits among Symbols, and cut those that are not sure."""
+        unread = [symbol for symbol in symbols if not symbol.text]
+        if not unread:
+            return
+        for symbol in unread:
+            symbol.images = [centre(symbol.ink, symbol.mask)]
+        digits, values = self.classify([symbol.images[0] for symbol in unread])
+        for symbol, digit, value in zip(unread, digits, values):
+            symbol.text, symbol.probability = str(digit), float(value)
+            if value < SURE and not self.regression:
+                self.cut(symbol)
+                if symbol.probability < 0.2:  # Less is no better than guessing.
+                    symbol.text = "?"
+
+    def cut(self, symbol):
+        """Read a Symbol as digits that touch each other, if that is more probable."""
+        height, width = symbol.mask.shape
+        cuts, crossed = find_cuts(symbol.mask)
+        spans = []
+        for begin, start in enumerate(cuts):
+            for end, stop in enumerate(cuts[begin + 1 :], begin + 1):
+                if 0.12 * height < stop - start < min(1.2 * height, width):
+                    if cv2.boundingRect(symbol.mask[:, start:stop])[3] > height / 2:
+                        spans.append((begin, end))
+        if not spans:
+            return
+
+        areas = [slice(cuts[begin], cuts[end]) for begin, end in spans]
+        images = [centre(symbol.ink[:, a], symbol.mask[:, a]) for a in areas]
+        digits, probabilities = self.classify(images)
+        best = {0: (0, "", 1, [])}  # {cut: score, text, probability, images} up to it
+        found = zip(spans, images, digits, probabilities)
+        for (begin, end), image, digit, p in sorted(
+            found, key=lambda piece: piece[0][1]
+        ):
+            if begin in best:
+                score, text, least, before = best[begin]
+                # Each piece must be worth its cut.
+                score += math.log(max(p, 1e-9)) - 0.5 - crossed[begin]
+                if end not in best or score > best[end][0]:
+                    best[end] = score, f"{text}{digit}", min(least, p), [*before, image]
+        if len(cuts) - 1 in best:
+            score, text, least, images = best[len(cuts) - 1]
+            if score > math.log(max(symbol.probability, 1e-9)):
+                least = min(least, DOUBT) if "1" in text else least
+                symbol.text, symbol.probability, symbol.images = text, least, images
+
+
+def find_cuts(mask):
+    """Return columns of little ink, a tenth of the height apart, and each one's price."""
+    height, width = mask.shape
+    columns = mask.sum(0)
+    strokes = (np.diff(mask, axis=0, prepend=0) == 1).sum(0)
+    step = height / 10
+    cuts = [0]
+    for middle in np.arange(step, width - step / 2, step):
+        start, stop = int(middle - step / 2), int(middle + step / 2) + 1
+        price = columns[start:stop] + 0.2 * height * (strokes[start:stop] > 1)
+        cuts.append(start + int(price.argmin()))
+    # Digits touch in one place: a true cut crosses one stroke, and little ink.
+    prices = [columns[c] / height + max(0, strokes[c] - 1) / 2 for c in cuts]
+    return [*cuts, width], [0, *prices[1:]]
+
+
+# ---- page ---------------------------------------------------------------------------
+
+
+def write_line(symbols):
+    """Return the text of a line of Symbols; a wide gap is a space."""
+    gaps = [b.box[0] - a.box[2] for a, b in zip(symbols, symbols[1:])]
+    usual = np.quantile(gaps, 0.5, method="lower") if len(gaps) > 1 else 0
+    # Of a lone gap nobody can say what is usual.
+    wide = max(1.7 * WRITING, 2 * usual + WRITING / 3) if len(gaps) > 1 else 3 * WRITING
+    text = symbols[0].text
+    for gap, symbol in zip(gaps, symbols[1:]):
+        text += f" {symbol.text}" if gap > wide else symbol.text
+    return text
+
+
+def read_page(reader, ink, parts):
+    """Return the text of a page and its Symbols, in the order in which people read."""
+    cells = {}
+    for cell in (-1, *parts.holes):
+        inside = np.flatnonzero(parts.writing & (parts.cells == cell))
+        lines = [inside[line] for line in find_lines(parts.boxes[inside])]
+        lines = [find_symbols(ink, parts, line) for line in lines]
+        cells[cell] = [line for line in lines if line]
+    reader.read([s for lines in cells.values() for line in lines for s in line])
+
+    rows = [(line[0].box[1], write_line(line), line) for line in cells.pop(-1)]
+    holes = [hole for hole in cells if cells[hole]]
+    corners = np.array([parts.holes[hole] for hole in holes]).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    for row in find_lines(corners):
+        texts, symbols = [], []
+        for i in row:
+            texts.append(" ".join(map(write_line, cells[holes[i]])))
+            symbols += sum(cells[holes[i]], [])
+        # Boxes about as wide as high, a digit each, are a number.
+        width, height = (corners[row, 2:] - corners[row, :2]).T
+        square = (width < 1.4 * height).all() and (width > 0.6 * height).all()
+        lone = sum(len(text) == 1 for text in texts) > len(texts) / 2
+        rows.append(
+            (
+                corners[row, 1].min(),
+                ("" if square and lone else " ").join(texts),
+                symbols,
+            )
+        )
+    rows.sort(key=lambda row: row[0])
+    return " ".join(text for _, text, _ in rows), sum([s for _, _, s in rows], [])
+
+
+def read_picture(reader, colours):
+    """Return the text of a picture, its Symbols, and {title: picture} of the steps.
+
+    Raises Unreadable if nothing is written on it.
+    """
+    steps = {"picture": colours}
+    corners = find_sheet(colours)
+    if corners is not None:
+        steps["sheet laid flat"] = lay_flat(colours, corners)
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = json.loads(file.metadata()["mnist"])
-            names = [name for name in file.keys() if "optimizer." not in name]
-            tensors = {name: file.get_tensor(name) for name in names}
-        network = build_network(metadata["network"], OUTPUTS[metadata["loss"]])
-        if any(network.set_state_dict(tensors)):
-            raise ValueError("its tensors are not the network's")
-    except Exception as error:  # A foreign file fails in many ways.
-        raise ValueError(f"{path}: no parameters, train first: {error}") from None
-    network.eval()
-    return network
+        page, ink, parts = find_page(steps.get("sheet laid flat", colours))
+    except Unreadable:
+        if corners is None:
+            raise
+        page, ink, parts = find_page(colours)  # It was no sheet.
+    text, symbols = read_page(reader, ink, parts)
+    if not symbols:
+        raise Unreadable("there is no writing in the picture")
+
+    steps["ink"] = ink
+    steps["lines and frames removed"] = parts.writing[parts.labels]
+    for symbol in symbols:
+        left, top, right, bottom = map(int, symbol.box)
+        cv2.rectangle(page, (left - 2, top - 2), (right + 1, bottom + 1), (255, 0, 0))
+    steps["digits found"] = page
+    return text, symbols, steps
 
 
-@paddle.no_grad()
-def predict(network, images):
-    """Return digits [N], probabilities (regression: outputs) of uint8 [N, 28, 28]."""
-    inputs = np.float32(images).reshape(-1, 1, 28, 28) / 127.5 - 1
-    outputs = network(paddle.to_tensor(inputs))
-    if outputs.shape[1] == 1:
-        return np.trunc(outputs.numpy()[:, 0]).clip(0, 9).astype(int), outputs.numpy()
-    probabilities = nn.functional.softmax(2 * outputs).numpy()  # Calibrated (Guo, 2017)
-    return probabilities.argmax(1), probabilities.max(1)
+def read_raw(reader, colours):
+    """Do the same in the article's way: the whole picture is one digit, only resized."""
+    grey = Image.fromarray(colours).convert("L")
+    image = 255 - np.array(grey.resize((28, 28), Image.Resampling.LANCZOS))
+    digits, values = reader.classify([image])
+    symbol = Symbol((0, 0, 28, 28), image, image, str(digits[0]), values[0], [image])
+    return symbol.text, [symbol], {"picture": colours, "grey": np.array(grey)}
 
 
-def read_picture(network, path, raw):
-    """Print what is read in a picture; return {step: picture} to draw."""
-    colours = open_picture(path)
-    if raw:  # The article's way
-        image = Image.fromarray(colours).convert("L").resize((28, 28), Image.LANCZOS)
-        lines, steps = [[255 - np.array(image)]], {"picture": colours}
-    else:
-        lines, steps = normalise(colours)
-    images = [digit for line in lines for digit in line]
-    digits, values = predict(network, images)
-    ends = np.cumsum([len(line) for line in lines])[:-1]
-    text = " ".join("".join(map(str, line)) for line in np.split(digits, ends))
-    note = f"{100 * values.min():.1f} %" + ", not sure" * bool(values.min() < 0.8)
-    if values.ndim == 2:
-        note = "output " + ", ".join(f"{value:.2f}" for value in values[:, 0])
-    print(f"{path}: {text}  ({note})")
-    return steps | {f"read: {text}": np.hstack(images)}
+def read_digits(path):
+    """Return the digits on a picture as uint8 [28, 28], in reading order, unread."""
+    _, ink, parts = find_page(open_picture(path))
+    digits = []
+    for line in find_lines(parts.boxes[parts.writing]):
+        line = np.flatnonzero(parts.writing)[line]
+        symbols = find_symbols(ink, parts, line)
+        digits += [centre(s.ink, s.mask) for s in symbols if not s.text]
+    return digits
 
 
-def draw(pictures, path):
-    """Draw a list of {title: picture} into a PNG file, and a window if there is one."""
-    import matplotlib.pyplot as plt  # Only here: it takes half a second.
+# ---- drawing -------------------------------------------------------------------------
 
-    rows, columns = len(pictures), max(map(len, pictures))
-    figure = plt.figure(figsize=(2 * columns, 2 * rows), layout="constrained")
-    for row, steps in enumerate(pictures):
-        for place, (title, picture) in enumerate(steps.items(), row * columns + 1):
-            axes = figure.add_subplot(rows, columns, place, title=title)
-            axes.imshow(picture, "gray")
-            axes.set(xticks=[], yticks=[])
+
+def draw(drawings, path):
+    """Draw a list of {title: picture} into a PNG file, a row each."""
+    if os.path.exists(path) and open(path, "rb").read(4) != b"\x89PNG":
+        raise SystemExit(f"error: {path}: not a PNG file, it stays as it is")
+    rows, columns = len(drawings), max(map(len, drawings))
+    figure = Figure(figsize=(2.4 * columns, 2.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row, steps in zip(axes, drawings):
+        for axis in row:
+            axis.axis("off")
+        for axis, (title, picture) in zip(row, steps.items()):
+            axis.imshow(picture, "gray")
+            axis.set_title(title, fontsize=9, wrap=True)
     figure.savefig(path, format="png")
     print(f"drawn: {path}")
-    if plt.get_backend().lower() != "agg":  # There is a display: a window, too.
-        plt.show()
 
 
-def main():
-    parser = argparse.ArgumentParser(usage="%(prog)s [options] [IMAGE ...]")
-    add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE", help="picture files")
-    add("--gpu", action="store_true", help="predict on the GPU, if there is one")
-    add("--params", default="mnist.safetensors", help="read this (mnist.safetensors)")
-    add("--samples", type=int, default=0, help="predict so many training images")
-    add("--seed", type=int, default=0, help="same seed, same samples (0)")
-    add("--show", action="store_true", help="draw the steps into show_predict.png")
-    add("--raw", action="store_true", help="only resize pictures, as in the article")
-    args = parser.parse_args()
-    if bool(args.images) == (args.samples > 0):
-        parser.error("name pictures, or else a number of --samples")
-    if args.gpu and not paddle.device.cuda.device_count():
-        print("warning: no usable GPU, predicting on the CPU", file=sys.stderr)
-        args.gpu = False
-    paddle.set_device("gpu" if args.gpu else "cpu")
-    network = load_network(args.params)
-    if args.samples:
-        # The images and the labels; without them, paddle downloads both.
-        data = paddle.vision.datasets.MNIST(*sorted(glob.glob("work/train-*.gz")))
-        order = np.random.default_rng(args.seed).permutation(len(data))[: args.samples]
-        labels = np.concatenate([data.labels[i] for i in order])
-        digits, _ = predict(network, np.array([data.images[i] for i in order]))
-        for row in np.split(np.arange(len(order)), range(25, len(order), 25)):
-            print("label", *labels[row])
-            print("digit", *digits[row])
-            print("     ", *np.where(labels[row] == digits[row], " ", "^"))
-        print(f"{(labels == digits).sum()} / {len(order)} correct")
+class Board:
+    """A blackboard for the mouse; the title says what is read as each stroke ends."""
+
+    KEYS = "c: clear   i: other colours   q: close"
+
+    def __init__(self, reader, figure):
+        self.reader, self.canvas = reader, figure.canvas
+        self.axes = figure.add_axes((0.03, 0.03, 0.94, 0.85))
+        self.axes.axis("off")
+        self.pen, self.last = 255, None  # White on black, and no stroke yet
+        self.clear()
+        for name in ("button_press", "motion_notify", "button_release", "key_press"):
+            figure.canvas.mpl_connect(f"{name}_event", getattr(self, name))
+
+    def clear(self):
+        self.page = np.full((280, 420, 3), 255 - self.pen, np.uint8)
+        self.show("draw a number with the mouse")
+
+    def show(self, title):
+        self.axes.clear()
+        self.axes.axis("off")
+        self.axes.imshow(self.page)
+        self.axes.set_title(f"{title}\n{self.KEYS}")
+        self.canvas.draw_idle()
+
+    def button_press(self, event):
+        if event.inaxes:
+            self.last = int(event.xdata), int(event.ydata)
+
+    def motion_notify(self, event):
+        if event.inaxes and self.last:
+            point = int(event.xdata), int(event.ydata)
+            cv2.line(self.page, self.last, point, (self.pen,) * 3, 12, cv2.LINE_AA)
+            self.last = point
+            self.show("...")
+
+    def button_release(self, event):
+        self.last = None
+        try:
+            text, symbols, _ = read_picture(self.reader, self.page)
+            self.show(f"{text}  ({describe(self.reader, symbols)})")
+        except Unreadable as error:
+            self.show(error)
+
+    def key_press(self, event):
+        if event.key == "i":
+            self.pen = 255 - self.pen
+        if event.key in ("c", "i"):
+            self.clear()
+
+
+def open_board(reader):
+    """Open a window with a Board, until it is closed."""
+    import matplotlib.pyplot as plt  # Only here: it looks for a display.
+
+    if plt.get_backend().lower() == "agg":
+        raise SystemExit("error: --draw needs a display")
+    board = Board(reader, plt.figure("draw a number", figsize=(6, 4.6)))
+    plt.show()
+    return board
+
+
+# ---- command line --------------------------------------------------------------------
+
+
+def read_builtin(mode):
+    """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
+    name = {"train": "work/train", "test": "work/t10k"}[mode]
+    paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
+    if not any(map(os.path.exists, paths)):
+        paths = []  # Paddle looks in ~/.cache, and downloads.
+
+    try:
+        sizes = [len(gzip.open(path).read()) for path in paths]
+        # Paddle does not compare them. The headers have 16 and 8 bytes.
+        if sizes and sizes[0] - 16 != 784 * (sizes[1] - 8):
+            images, labels = (sizes[0] - 16) / 784, sizes[1] - 8
+            raise ValueError(f"{images:g} images, {labels} labels")
+
+        with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
+            data = paddle.vision.datasets.MNIST(*paths, mode=mode)
+    except DAMAGED as error:
+        raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
+    return np.array(data.images) / 127.5 - 1, np.array(data.labels)
+
+
+def describe(reader, symbols):
+    """Return the least sure Symbol's probability, or a regression's outputs."""
+    values = [symbol.probability for symbol in symbols]
+    if reader.regression:
+        return "output " + ", ".join(f"{value:.2f}" for value in values)
+    sure = "" if min(values) >= SURE else ", not sure"
+    return f"{100 * min(values):.1f} %{sure}"
+
+
+def read_files(reader, args):
+    """Print a line for each picture; return what --show draws and whether all went."""
     drawings, failed = [], False
     for path in args.images:
         try:
-            drawings += [read_picture(network, path, args.raw)] * args.show
-        except ValueError as error:
+            colours = open_picture(path)
+            read = read_raw if args.raw else read_picture
+            text, symbols, steps = read(reader, colours)
+        except Unreadable as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed = True
-    if drawings:
+            continue
+        note = describe(reader, symbols)
+        print(f"{path}: {text}  ({note})")
+        seen = [image for symbol in symbols for image in symbol.images]
+        if seen:
+            steps[f"what the network saw: {text}  ({note})"] = np.hstack(seen)
+        drawings.append(steps)
+    return drawings, failed
+
+
+def read_samples(reader, args):
+    """Print digits beside labels, of --samples or --test; return the misread, drawn."""
+    images, labels = read_builtin("test" if args.test else "train")
+    images = np.uint8(np.rint(127.5 * (images + 1)))
+    labels = labels[:, 0]
+    if args.samples:
+        chosen = np.random.default_rng(args.seed).permutation(len(labels))
+        images, labels = images[chosen[: args.samples]], labels[chosen[: args.samples]]
+    digits = np.concatenate(
+        [reader.classify(part)[0] for part in np.array_split(images, 10)]
+    )
+    right = digits == labels
+
+    if args.test:
+        counts = np.zeros((10, 10), int)
+        np.add.at(counts, (labels, digits), 1)
+        print("label   read as", "".join(f"{digit:>6}" for digit in range(10)))
+        for label, row in enumerate(counts):
+            print(f"{label:>5}          ", "".join(f"{count:>6}" for count in row))
+    else:
+        for row in np.split(np.arange(len(labels)), range(25, len(labels), 25)):
+            print("label", *labels[row])
+            print("digit", *digits[row])
+            print("     ", *np.where(right[row], " ", "^"))
+    share = f"({100 * right.mean():.2f} %)"
+    print(f"{right.sum()} / {len(labels)} correct {share}")
+    images = images.reshape(-1, 28, 28)
+    misread = np.flatnonzero(~right)
+    names = [f"image {i}: {labels[i]}, read as {digits[i]}" for i in misread]
+    misread = list(zip(names, images[misread]))
+    return [dict(misread[i : i + 8]) for i in range(0, len(misread), 8)]
+
+
+def above(low, high=2**32, kind=int):
+    """Return a type for argparse: a number above low and below high."""
+
+    def number(text):
+        if low < kind(text) < high:
+            return kind(text)
+        raise argparse.ArgumentTypeError(f"must be above {low} and below {high}")
+
+    return number
+
+
+def choose_device(gpu):
+    """Use the GPU if it is asked for and there is one, else the CPU."""
+    if gpu and not paddle.device.cuda.device_count():
+        built = "finds none" if paddle.is_compiled_with_cuda() else "is for the CPU"
+        print(f"warning: no GPU, this paddle {built}: on the CPU", file=sys.stderr)
+        gpu = False
+    paddle.set_device("gpu" if gpu else "cpu")
+
+
+def parse_args():
+    form = argparse.ArgumentDefaultsHelpFormatter
+    usage = "%(prog)s [options] [IMAGE ...]"
+    parser = argparse.ArgumentParser(usage=usage, formatter_class=form)
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="picture files")
+    add("--gpu", action="store_true", help="predict on the GPU, if there is one")
+    add("--params", default="mnist.safetensors", help="read this file")
+    add("--samples", type=above(0), help="predict so many training images")
+    add("--seed", type=above(-1), default=0, help="same seed, same samples")
+    add("--test", action="store_true", help="predict the 10,000 test images")
+    add("--draw", action="store_true", help="draw with the mouse in a window")
+    add("--show", action="store_true", help="draw the steps into show_predict.png")
+    add("--raw", action="store_true", help="only resize pictures, as in the article")
+
+    args = parser.parse_args()
+    if bool(args.images) + bool(args.samples) + args.test + args.draw != 1:
+        parser.error("name pictures, or one of --samples, --test and --draw")
+    if args.raw and not args.images:
+        parser.error("--raw is for pictures")
+    if args.show and args.draw:
+        parser.error("--show is not for --draw")
+    return args
+
+
+def main():
+    args = parse_args()
+    for stream in (sys.stdout, sys.stderr):  # A notebook's lack no letters.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
+    choose_device(args.gpu)
+    reader = Reader(args.params)
+    if args.draw:
+        return open_board(reader)
+
+    if args.images:
+        drawings, failed = read_files(reader, args)
+    else:
+        drawings, failed = read_samples(reader, args), False
+    if args.show and drawings:
         draw(drawings[:20], "show_predict.png")
     sys.exit(failed)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    main()
