@@ -80,17 +80,17 @@ def show(results):
         print()
 
 
-def make_copies(args):
-    """Write the patched copies of scripts that rows run into the scratch copy."""
+def make_copies(args, row):
+    """Write the patched copies of scripts that a row runs into the scratch copy."""
     if args.edition:
         copy(args.edition, args.home / "edition.py")
     for name, (script, *changes) in TABLES["copies"].items():
-        text = (args.home / script).read_text()
-        for old, new in changes:
-            if text.count(old) != 1:
-                raise SystemExit(f"error: {name}: {script} does not have once: {old}")
-            text = text.replace(old, new)
-        (args.home / name).write_text(text)
+        if name in str(row):
+            text = (args.home / script).read_text()
+            for old, new in changes:
+                assert text.count(old) == 1, f"{name}: {script} has not once: {old}"
+                text = text.replace(old, new)
+            (args.home / name).write_text(text)
 
 
 def read_mnist(name):
@@ -170,6 +170,7 @@ def read(args, results, name, reader, kinds):
 def measure(args, row):
     """Train by each command with several seeds, in turn; read pictures after each."""
     spec, results = TABLES["rows"][row], {}
+    make_copies(args, spec)
     readers = spec.get("readers", [])
     made = [make_numbers(args.home)] if row == "numbers" else []
     folders = made or list(map(read_folder, args.folder))
@@ -306,7 +307,6 @@ def main():
     with tempfile.TemporaryDirectory() as temp:
         args.home = Path(temp, "copy")
         copytree(ROOT, args.home, ignore=ignore_patterns(".*", "venv"))
-        make_copies(args)
         for row in args.rows:
             results = own[row](args) if row in own else measure(args, row)
             if row != "plots":
