@@ -38,14 +38,15 @@ from PIL import Image, ImageOps  # noqa: E402
 
 DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
 OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
-SURE = 0.8  # Below this probability a reading is not sure.
-DOUBT = 0.7  # The most for a 1 that was cut off: any stroke looks like one.
 
 Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
 LONGEST = 1600  # Pixels: a larger picture is reduced to this, which averages its grain.
 SMALL = 64  # Pixels: up to this side there are no shadows and no ruled lines.
-WRITING = 48  # Pixels: a page is scaled until its digits are so high.
-DOT = WRITING // 4  # Pixels: what is smaller is a dot, or dirt.
+WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so high.
+DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
+SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
+DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
+GUESS = 0.2  # Less than this is "?": ink that is no digit.
 
 # ---- picture -----------------------------------------------------------------------
 
@@ -83,22 +84,25 @@ def open_picture(path):
 def name_format(path):
     """Return what the first bytes of an unreadable picture say it is."""
     with open(path, "rb") as file:
-        start = file.read(32)
+        start = file.read(8)
     for mark, name in ((b"ftyp", "HEIC"), (b"%PDF", "PDF"), (b"<", "SVG")):
-        if mark in start[:8]:
+        if mark in start:
             return f"{name} is not read, save it as PNG or JPEG"
     return "not a picture, or a damaged one"
 
 
 def find_sheet(colours):
-    """Return the corners [4, 2] of a sheet that lies on something else, or None."""
+    """Return the corners [4, 2] of a sheet that lies on something else, or None.
+
+    As scanners on phones do: the largest outline that four straight sides fill.
+    """
     scale = 400 / max(colours.shape[:2])  # Enough for edges, too little for writing
     if scale > 1:
         return None
     small = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    small = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((15, 15)))
-    small = cv2.medianBlur(small, 9)
-    found, largest = None, 0.2 * small[..., 0].size
+    small = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((15, 15)))  # No writing
+    small = cv2.medianBlur(small, 9)  # No wood grain
+    found, largest = None, 0.2 * small[..., 0].size  # Less is a thing on the paper.
 
     for contrast in (10, 20, 40, 80):  # Grey levels from the sheet to what is around
         edges = [cv2.Canny(c, contrast, 2 * contrast) for c in cv2.split(small)]
@@ -133,21 +137,21 @@ def lay_flat(colours, corners):
 def find_ink(colours, size):
     """Return float32 [H, W]: by how many grey levels each pixel differs from the paper.
 
-    What is narrower than size pixels is ink, in whichever direction of each colour it
-    differs; a shadow or a dark table that is wider belongs to the paper.
+    In each colour the paper is what an opening or a closing leaves: a shadow or a dark
+    table, wider than the strokes of digits that are size pixels high, belongs to it.
     """
     small = cv2.resize(colours, (64, 64), interpolation=cv2.INTER_AREA)
     around = cv2.blur(np.float32(small), (33, 33))
     if min(colours.shape[:2]) <= SMALL:  # The digit may fill it, but for the rim.
-        rim = np.concatenate([*colours[[0, -1]], colours[:, 0], colours[:, -1]])
-        around = np.median(rim, axis=0)
+        around = np.median(list_rim(colours), axis=0)
     # Ink differs much from its surroundings in few places: the cube brings it out.
     light = ((small - around) ** 3).sum((0, 1)) > 0
-    square = np.ones((2 * size // 3 | 1, 2 * size // 3 | 1))
-    opened = cv2.morphologyEx(colours, cv2.MORPH_OPEN, square)
-    closed = cv2.morphologyEx(colours, cv2.MORPH_CLOSE, square)
-    paper = np.where(light, opened, closed)
-    return np.linalg.norm(np.float32(colours) - paper, axis=2)
+    square = np.ones((2 * size // 3 | 1,) * 2)  # No stroke is so wide.
+    paper = []
+    for colour, is_light in zip(cv2.split(colours), light):
+        kind = cv2.MORPH_OPEN if is_light else cv2.MORPH_CLOSE
+        paper.append(cv2.morphologyEx(colour, kind, square))
+    return np.linalg.norm(np.float32(colours) - np.dstack(paper), axis=2)
 
 
 def find_mask(ink, size, share):
@@ -189,10 +193,13 @@ def drop_lines(mask, thickness, gap):
         thin = mask - thick
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
         joined = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, gap | 1)))
-        labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
-        length = stats[:, cv2.CC_STAT_WIDTH] * (np.arange(len(stats)) > 0)
-        across = length > max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
-        mask = mask & ~(thin * across[labels])
+        # A line is longer than a digit is high.
+        least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
+        if joined.any(0).sum() > least:
+            labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
+            across = stats[:, cv2.CC_STAT_WIDTH] > least
+            across[0] = False  # The paper
+            mask = mask & ~(thin * across[labels])
     return mask[gap:-gap, gap:-gap]
 
 
@@ -206,9 +213,9 @@ class Parts(NamedTuple):
     boxes: np.ndarray  # int [N, 4]: left, top, right, bottom
     areas: np.ndarray  # int [N], pixels
     along: np.ndarray  # float [N], the share of its length that lies along the rim
+    writing: np.ndarray  # bool [N], False for frames and for the edges of things
     cells: np.ndarray  # int [N], the cell that each lies in; -1: in none
-    writing: np.ndarray  # bool [N]
-    holes: dict  # {cell: left, top, width, height}
+    rooms: dict  # {cell: its box}
 
 
 def find_frames(mask):
@@ -220,7 +227,7 @@ def find_frames(mask):
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
     parents = tree[0, :, 3] if len(outlines) else []
     is_hole = np.zeros(len(outlines), bool)
-    inside, tallest = np.zeros((2, len(outlines)))  # Ink in each hole
+    inside, tallest = np.zeros((2, len(outlines)))  # Of the ink in each hole
     for number, parent in enumerate(parents):  # A parent has the lower number.
         is_hole[number] = parent >= 0 and not is_hole[parent]
         if parent >= 0 and is_hole[parent]:
@@ -229,44 +236,44 @@ def find_frames(mask):
             tallest[parent] = max(tallest[parent], height)
 
     labels = cv2.connectedComponents(mask)[1]
-    cells, holes, owners = np.full(mask.shape, -1, np.int32), {}, []
+    cells, rooms, frames = np.full(mask.shape, -1, np.int32), {}, []
     for hole in np.flatnonzero(inside):
-        box = cv2.boundingRect(outlines[hole])
-        room = cv2.contourArea(outlines[hole])
+        left, top, width, height = cv2.boundingRect(outlines[hole])
+        area = cv2.contourArea(outlines[hole])
         # A speck in a zero does not make it a frame.
-        if inside[hole] > room / (150 if tallest[hole] > box[3] / 8 else 50):
-            holes[hole] = box
+        if inside[hole] > area / (150 if tallest[hole] > height / 8 else 50):
+            rooms[hole] = left, top, left + width, top + height
             cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
             x, y = outlines[parents[hole]][0, 0]
-            owners.append(labels[y, x])
-    return np.uint8(np.isin(labels, owners)), cells, holes
+            frames.append(labels[y, x])
+    return np.uint8(np.isin(labels, frames)), cells, rooms
 
 
 def find_parts(mask):
     """Return the Parts of a mask."""
-    frames, cells, holes = find_frames(mask)
+    frames, cells, rooms = find_frames(mask)
     rest = mask & ~frames
     joined = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((7, 1)))  # Broken strokes
     count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
     left, top, width, height, areas = stats.T
     boxes = np.stack([left, top, left + width, top + height], 1)
-    around = np.full(count, -1)
-    around[labels[rest > 0]] = cells[rest > 0]
+    inside = np.full(count, -1)
+    inside[labels[rest > 0]] = cells[rest > 0]
 
-    along = np.bincount(list_rim(labels), minlength=count) / np.hypot(width, height)
     writing = np.maximum(width, height) > 3
     writing[0] = False
-    flat = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
-    for _, _, wide, high in holes.values():  # An empty box beside others
-        like = (wide <= width) & (width < 1.3 * wide)
-        flat |= like & (high <= height) & (height < 1.3 * high)
-    if writing[~flat].any():
-        writing[flat] = False
-    return Parts(labels * rest, boxes, areas, along, around, writing, holes)
+    along = np.bincount(list_rim(labels), minlength=count) / np.hypot(width, height)
+    other = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
+    for begin, above, end, below in rooms.values():  # An empty box beside others
+        wide, high = width / (end - begin), height / (below - above)
+        other |= (1 <= wide) & (wide < 1.3) & (1 <= high) & (high < 1.3)
+    if writing[~other].any():
+        writing[other] = False
+    return Parts(labels * rest, boxes, areas, along, writing, inside, rooms)
 
 
 def find_writing(colours, size):
-    """Return the ink of a picture, grey levels, and its Parts; digits up to size high."""
+    """Return the ink of a picture and its Parts; its digits are up to size high."""
     large = min(colours.shape[:2]) > SMALL
     ink = find_ink(colours, size)
     mask = find_mask(ink, size, 0.35 if large else 0.15)  # A shadow's edge has less.
@@ -280,7 +287,7 @@ def find_page(colours):
     Raises Unreadable if there is no ink.
     """
     side = min(colours.shape[:2])
-    scale = min(1, 800 / max(colours.shape[:2]))  # For a first look
+    scale = min(1, 600 / max(colours.shape[:2]))  # For a first look
     # Strokes are narrower than a fifth of a picture, but for the smallest.
     size = int(scale * side * 0.3) if side > SMALL else side
     for _ in range(3):  # A frame may hide its digits at first.
@@ -313,58 +320,66 @@ def measure(parts):
 def find_lines(boxes):
     """Return lists of indices of boxes [N, 4]: each line from left to right, downwards.
 
-    A line is a chain of neighbours, so that it may slant and bend.
+    A line is a chain of neighbours, so that it may slant and bend. The boxes are those
+    of pieces of ink, or of cells.
     """
     boxes = np.float32(boxes)
     tilt = find_slope(boxes) * (boxes[:, 0] + boxes[:, 2]) / 2
     boxes[:, 1::2] -= tilt[:, None]
     left, top, right, bottom = boxes.T
     height = bottom - top
-    lines, small = [], []
+    chains, small = [], []
     for i in left.argsort():
         if height[i] < WRITING / 2:
             small.append(i)
             continue
         overlaps = [0.25]  # Of the lower one's height lies beside the other.
-        for line in lines:
-            last = line[-3:]
+        for chain in chains:
+            last = chain[-3:]
             beside = np.minimum(bottom[i], bottom[last]) - np.maximum(top[i], top[last])
             overlaps.append((beside / np.minimum(height[i], height[last])).max())
         best = np.argmax(overlaps)
         if best == 0:
-            lines.append([])
-        lines[best - 1].append(i)
+            chains.append([])
+        chains[best - 1].append(i)
 
+    lines = join_chains(chains, boxes)
+    add_small(lines, small, boxes)
+    return sorted(lines, key=lambda line: (top + bottom)[line].mean())
+
+
+def join_chains(chains, boxes):
+    """Return chains joined that stand beside each other: digits may dance on a line."""
+    left, top, right, bottom = boxes.T
     middle = (top + bottom) / 2
-    rows = []
-    for line in lines:  # Digits that dance on their line, none below another
-        for row in rows:
-            apart = left[line].min() > right[row].max()
-            if apart and abs(middle[line[0]] - middle[row[-1]]) < WRITING:
-                row.extend(line)
+    lines = []
+    for chain in chains:
+        for line in lines:
+            beside = left[chain].min() > right[line].max()
+            if beside and abs(middle[chain[0]] - middle[line[-1]]) < WRITING:
+                line.extend(chain)
                 break
         else:
-            rows.append(line)
-    add_small(rows, small, boxes)
-    return sorted(rows, key=lambda row: middle[row].mean())
+            lines.append(chain)
+    return lines
 
 
-def add_small(rows, small, boxes):
-    """Add what is small to the row it is near: a dot, a dash, a broken-off stroke."""
-    large = [(row, boxes[i]) for row in rows for i in row]
+def add_small(lines, small, boxes):
+    """Add what is small to the line it is near: a dot, a dash, a broken-off stroke."""
+    large = [(line, boxes[i]) for line in lines for i in line]
     for i in small:
         left, top, right, bottom = boxes[i]
         best, nearest = None, 0.3 * WRITING
-        for row, box in large:
+        for line, box in large:
             across = max(0, box[0] - right, left - box[2])
             down = max(0, box[1] - bottom, top - box[3])
             away = math.hypot(across, down) if down else across / 5  # On the line
             if away < nearest:
-                best, nearest = row, away
+                best, nearest = line, away
         if best is not None:
             best.append(i)
         elif max(right - left, bottom - top) > DOT:
-            rows.append([i])
+            lines.append([i])
 
 
 def find_slope(boxes):
@@ -394,7 +409,7 @@ class Symbol:
 
 
 def find_symbols(ink, parts, line):
-    """Return a line's Symbols from left to right: signs are read, digits are not yet."""
+    """Return a line's Symbols from left to right: signs are read, digits not yet."""
     left, top, right, bottom = parts.boxes[line].T
     height = bottom - top
     tall = np.quantile(height, 0.75) if len(line) > 3 else height.max()
@@ -470,12 +485,13 @@ def build_network(name, outputs):
     """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs]."""
     if name == "linear":
         return nn.Sequential(("flatten", nn.Flatten()), ("fc", nn.Linear(784, outputs)))
-    layers, features = [], 784
-    if name == "cnn":
+    layers, features = [], 784  # An MLP has no convolutions.
+    if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
         for cin, cout, side, stride in (1, 32, 7, 3), (32, 64, 3, 2):
             layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
             layers += [nn.BatchNorm2D(cout), nn.ReLU()]
-        features = 576
+        features = 576  # [N, 32, 8, 8], [N, 64, 3, 3]
+
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
     layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
     return nn.Sequential(*layers)
@@ -528,45 +544,40 @@ class Reader:
             symbol.text, symbol.probability = str(digit), float(value)
             if value < SURE and not self.regression:
                 self.cut(symbol)
-                if symbol.probability < 0.2:  # Less is no better than guessing.
+                if symbol.probability < GUESS:
                     symbol.text = "?"
 
     def cut(self, symbol):
-        """Read a Symbol as digits that touch each other, if that is more probable."""
-        height, width = symbol.mask.shape
-        cuts, crossed = find_cuts(symbol.mask)
-        spans = []
-        for begin, start in enumerate(cuts):
-            for end, stop in enumerate(cuts[begin + 1 :], begin + 1):
-                if 0.12 * height < stop - start < min(1.2 * height, width):
-                    if cv2.boundingRect(symbol.mask[:, start:stop])[3] > height / 2:
-                        spans.append((begin, end))
+        """Read a Symbol as digits that touch each other, if that is more probable.
+
+        Of all ways to cut it, it is the one whose pieces the network believes most.
+        """
+        cuts, prices = find_cuts(symbol.mask)
+        spans = find_spans(symbol.mask, cuts)
         if not spans:
             return
-
-        areas = [slice(cuts[begin], cuts[end]) for begin, end in spans]
-        images = [centre(symbol.ink[:, a], symbol.mask[:, a]) for a in areas]
+        pieces = [slice(cuts[begin], cuts[end]) for begin, end in spans]
+        images = [centre(symbol.ink[:, p], symbol.mask[:, p]) for p in pieces]
         digits, probabilities = self.classify(images)
-        best = {0: (0, "", 1, [])}  # {cut: score, text, probability, images} up to it
-        found = zip(spans, images, digits, probabilities)
-        for (begin, end), image, digit, p in sorted(
-            found, key=lambda piece: piece[0][1]
-        ):
+        scores = np.log(probabilities.clip(1e-9)) - 0.5  # It must be worth its cut.
+
+        best = {0: (0, [])}  # {cut: (score, numbers of the pieces to the left of it)}
+        for number, (begin, end) in enumerate(spans):
             if begin in best:
-                score, text, least, before = best[begin]
-                # Each piece must be worth its cut.
-                score += math.log(max(p, 1e-9)) - 0.5 - crossed[begin]
+                score = best[begin][0] + scores[number] - prices[begin]
                 if end not in best or score > best[end][0]:
-                    best[end] = score, f"{text}{digit}", min(least, p), [*before, image]
-        if len(cuts) - 1 in best:
-            score, text, least, images = best[len(cuts) - 1]
-            if score > math.log(max(symbol.probability, 1e-9)):
-                least = min(least, DOUBT) if "1" in text else least
-                symbol.text, symbol.probability, symbol.images = text, least, images
+                    best[end] = score, [*best[begin][1], number]
+        score, chosen = best.get(len(cuts) - 1, (-np.inf, []))
+        if score > math.log(max(symbol.probability, 1e-9)):
+            symbol.text = "".join(str(digits[number]) for number in chosen)
+            symbol.probability = float(probabilities[chosen].min())
+            symbol.images = [images[number] for number in chosen]
+            if "1" in symbol.text:
+                symbol.probability = min(symbol.probability, DOUBT)
 
 
 def find_cuts(mask):
-    """Return columns of little ink, a tenth of the height apart, and each one's price."""
+    """Return columns of little ink, a tenth of the height apart, and their prices."""
     height, width = mask.shape
     columns = mask.sum(0)
     strokes = (np.diff(mask, axis=0, prepend=0) == 1).sum(0)
@@ -581,15 +592,29 @@ def find_cuts(mask):
     return [*cuts, width], [0, *prices[1:]]
 
 
+def find_spans(mask, cuts):
+    """Return (begin, end), indices of cuts between which a digit may be, by end."""
+    height, width = mask.shape
+    thinnest, widest = height / 8, min(1.2 * height, width)  # A 1; a wide 0, not all
+    spans = []
+    for end, stop in enumerate(cuts):
+        for begin, start in enumerate(cuts[:end]):
+            high = cv2.boundingRect(mask[:, start:stop])[3] > height / 2
+            if high and thinnest < stop - start < widest:
+                spans.append((begin, end))
+    return spans
+
+
 # ---- page ---------------------------------------------------------------------------
 
 
 def write_line(symbols):
     """Return the text of a line of Symbols; a wide gap is a space."""
     gaps = [b.box[0] - a.box[2] for a, b in zip(symbols, symbols[1:])]
-    usual = np.quantile(gaps, 0.5, method="lower") if len(gaps) > 1 else 0
-    # Of a lone gap nobody can say what is usual.
-    wide = max(1.7 * WRITING, 2 * usual + WRITING / 3) if len(gaps) > 1 else 3 * WRITING
+    wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
+    if len(gaps) > 1:
+        usual = np.quantile(gaps, 0.5, method="lower")
+        wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
     text = symbols[0].text
     for gap, symbol in zip(gaps, symbols[1:]):
         text += f" {symbol.text}" if gap > wide else symbol.text
@@ -599,7 +624,7 @@ def write_line(symbols):
 def read_page(reader, ink, parts):
     """Return the text of a page and its Symbols, in the order in which people read."""
     cells = {}
-    for cell in (-1, *parts.holes):
+    for cell in (-1, *parts.rooms):
         inside = np.flatnonzero(parts.writing & (parts.cells == cell))
         lines = [inside[line] for line in find_lines(parts.boxes[inside])]
         lines = [find_symbols(ink, parts, line) for line in lines]
@@ -607,27 +632,24 @@ def read_page(reader, ink, parts):
     reader.read([s for lines in cells.values() for line in lines for s in line])
 
     rows = [(line[0].box[1], write_line(line), line) for line in cells.pop(-1)]
-    holes = [hole for hole in cells if cells[hole]]
-    corners = np.array([parts.holes[hole] for hole in holes]).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    for row in find_lines(corners):
-        texts, symbols = [], []
-        for i in row:
-            texts.append(" ".join(map(write_line, cells[holes[i]])))
-            symbols += sum(cells[holes[i]], [])
-        # Boxes about as wide as high, a digit each, are a number.
-        width, height = (corners[row, 2:] - corners[row, :2]).T
-        square = (width < 1.4 * height).all() and (width > 0.6 * height).all()
-        lone = sum(len(text) == 1 for text in texts) > len(texts) / 2
-        rows.append(
-            (
-                corners[row, 1].min(),
-                ("" if square and lone else " ").join(texts),
-                symbols,
-            )
-        )
+    filled = [cell for cell in cells if cells[cell]]
+    boxes = np.array([parts.rooms[cell] for cell in filled]).reshape(-1, 4)
+    for row in find_lines(boxes):
+        lines = [cells[filled[i]] for i in row]
+        symbols = [symbol for cell in lines for line in cell for symbol in line]
+        rows.append((boxes[row, 1].min(), write_row(lines, boxes[row]), symbols))
     rows.sort(key=lambda row: row[0])
-    return " ".join(text for _, text, _ in rows), sum([s for _, _, s in rows], [])
+    return " ".join(text for _, text, _ in rows), [s for row in rows for s in row[2]]
+
+
+def write_row(cells, boxes):
+    """Return the text of a row of cells, each a list of lines of Symbols."""
+    texts = [" ".join(map(write_line, lines)) for lines in cells]
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    square = (0.6 * height < width) & (width < 1.4 * height)
+    alone = [len(text) == 1 for text in texts]
+    # Boxes about as wide as high, most with one digit, are a number; others are words.
+    return ("" if square.all() and np.mean(alone) > 0.5 else " ").join(texts)
 
 
 def read_picture(reader, colours):
@@ -659,7 +681,7 @@ def read_picture(reader, colours):
 
 
 def read_raw(reader, colours):
-    """Do the same in the article's way: the whole picture is one digit, only resized."""
+    """Do the same in the article's way: the picture is one digit, only resized."""
     grey = Image.fromarray(colours).convert("L")
     image = 255 - np.array(grey.resize((28, 28), Image.Resampling.LANCZOS))
     digits, values = reader.classify([image])
@@ -699,28 +721,27 @@ def draw(drawings, path):
 
 
 class Board:
-    """A blackboard for the mouse; the title says what is read as each stroke ends."""
-
-    KEYS = "c: clear   i: other colours   q: close"
+    """A board for the mouse; its title says what is read as each stroke ends."""
 
     def __init__(self, reader, figure):
         self.reader, self.canvas = reader, figure.canvas
-        self.axes = figure.add_axes((0.03, 0.03, 0.94, 0.85))
+        self.axes = figure.add_axes((0.03, 0.03, 0.94, 0.82))
         self.axes.axis("off")
-        self.pen, self.last = 255, None  # White on black, and no stroke yet
+        self.picture = self.axes.imshow(np.zeros((280, 420, 3)))
+        self.pen, self.last = (255,) * 3, None  # White, and no stroke has begun
         self.clear()
         for name in ("button_press", "motion_notify", "button_release", "key_press"):
             figure.canvas.mpl_connect(f"{name}_event", getattr(self, name))
 
     def clear(self):
-        self.page = np.full((280, 420, 3), 255 - self.pen, np.uint8)
+        paper = 255 - self.pen[0]
+        self.page = np.full((280, 420, 3), paper, np.uint8)
         self.show("draw a number with the mouse")
 
     def show(self, title):
-        self.axes.clear()
-        self.axes.axis("off")
-        self.axes.imshow(self.page)
-        self.axes.set_title(f"{title}\n{self.KEYS}")
+        keys = "c: clear   i: other colours   q: close"
+        self.picture.set_data(self.page)
+        self.axes.set_title(f"{title}\n{keys}")
         self.canvas.draw_idle()
 
     def button_press(self, event):
@@ -730,7 +751,7 @@ class Board:
     def motion_notify(self, event):
         if event.inaxes and self.last:
             point = int(event.xdata), int(event.ydata)
-            cv2.line(self.page, self.last, point, (self.pen,) * 3, 12, cv2.LINE_AA)
+            cv2.line(self.page, self.last, point, self.pen, 12, cv2.LINE_AA)
             self.last = point
             self.show("...")
 
@@ -744,7 +765,7 @@ class Board:
 
     def key_press(self, event):
         if event.key == "i":
-            self.pen = 255 - self.pen
+            self.pen = (255 - self.pen[0],) * 3
         if event.key in ("c", "i"):
             self.clear()
 
