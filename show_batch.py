@@ -7,10 +7,8 @@ import io
 import math
 import os
 import signal
-import struct
 import sys
 import warnings
-import zlib
 from typing import Annotated
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
@@ -29,12 +27,10 @@ Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Labe
 
 
 def decode_image(kind, values):
-    """Turn an image's list in the JSON, 784 pixels from 0 to 255, into uint8 [784]."""
-    if len(values) != 784:
-        raise ValueError(f"{len(values)} pixels instead of 784")
-    if isinstance(values[0], float):  # The course's own file has pixel / 256.
+    """Turn an image's list in the JSON, 784 pixels of 0 to 255, to uint8 [28, 28]."""
+    if isinstance(next(iter(values), 0), float):  # The course's file has pixel / 256.
         values = np.rint(np.multiply(values, 256)).astype(int).tolist()
-    return np.frombuffer(bytes(values), np.uint8)
+    return np.frombuffer(bytes(values), np.uint8).reshape(28, 28)
 
 
 def read_splits(path, limit=None):
@@ -44,7 +40,7 @@ def read_splits(path, limit=None):
     try:
         with gzip.open(path) as file:
             data = msgspec.json.decode(file.read(), type=kind, dec_hook=decode_image)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+    except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {path}: {error}") from None
 
     splits = {}
@@ -52,16 +48,13 @@ def read_splits(path, limit=None):
         counts = f"{mode}: {len(images)} images, {len(labels)} labels"
         if len(images) != len(labels):
             raise SystemExit(f"error: {path}: {counts}")
-        images, labels = np.stack(images[:limit]), np.array(labels[:limit], np.uint8)
+        images, labels = images[:limit], labels[:limit]
         print(counts if limit is None else f"{counts}, {len(labels)} of them used")
-        splits[mode] = images.reshape(-1, 28, 28), labels
+        splits[mode] = np.stack(images), np.array(labels, np.uint8)
 
     if splits["train"][0].max() <= 1:
         print(f"warning: {path}: pixels are 0 and 1, not 0 to 255", file=sys.stderr)
     return splits
-
-
-DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
 
 
 def read_builtin(mode):
@@ -70,17 +63,15 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
-
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
-        # Paddle does not compare them. The headers have 16 and 8 bytes.
-        if sizes and sizes[0] - 16 != 784 * (sizes[1] - 8):
-            images, labels = (sizes[0] - 16) / 784, sizes[1] - 8
-            raise ValueError(f"{images:g} images, {labels} labels")
+        # Paddle does not compare what is behind the headers of 16 and 8 bytes.
+        if paths and sizes[0] - 16 != 784 * (sizes[1] - 8):
+            raise ValueError(f"{(sizes[0] - 16) / 784:g} images, {sizes[1] - 8} labels")
 
         with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
             data = paddle.vision.datasets.MNIST(*paths, mode=mode)
-    except DAMAGED as error:
+    except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
     return np.array(data.images) / 127.5 - 1, np.array(data.labels)
 
@@ -97,7 +88,6 @@ def draw_batch(images, labels):
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
     axes.set_axis_off()
-
     for index, label in enumerate(labels.ravel()):
         row, column = divmod(index, columns)
         axes.text(column * 32 + 16, row * 40 + 9, f"{label:.0f}", ha="center")
@@ -105,22 +95,15 @@ def draw_batch(images, labels):
 
 
 def save_figure(figure, path):
-    """Draw a figure into a PNG file, atomically."""
+    """Draw a figure into a PNG file, atomically; another kind of file stays."""
     target = os.path.realpath(path)  # A symbolic link stays one.
-    temporary = f"{target}.{os.getpid()}.tmp"
     try:
-        if os.path.exists(target):
-            with open(target, "r+b") as file:
-                if file.read(4) != b"\x89PNG":
-                    raise SystemExit(f"error: {path} is there and is not a PNG")
-
-        figure.savefig(temporary, format="png")
-        os.replace(temporary, target)
+        if os.path.exists(target) and open(target, "rb").read(4) != b"\x89PNG":
+            raise SystemExit(f"error: {path} is there and is not a PNG")
+        figure.savefig(f"{target}.tmp", format="png")  # Removed if it fails.
+        os.replace(f"{target}.tmp", target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def parse_args():
@@ -131,38 +114,34 @@ def parse_args():
     add("--batch-size", type=int, default=8, help="how many images to look at")
     add("--data", help="read this JSON instead of work/mnist.json.gz")
     add("--save", default="show_batch.png", help="draw into this file")
-    args = parser.parse_args()
 
+    args = parser.parse_args()
     if not 1 <= args.batch_size <= 1000:  # More would be a picture of gigabytes.
         parser.error("--batch-size must be from 1 to 1000")
-    if args.data and args.source != "json":
-        parser.error("--data needs --source json")
     return args
 
 
 def main():
     args = parse_args()
-    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
-    if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
-        sys.stdout.reconfigure(errors="replace")
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 
-    if args.source == "json":
+    if args.source == "json" or args.data:
         data = read_splits(args.data or "work/mnist.json.gz", args.batch_size)["train"]
         images = data[0][:, None].astype(np.float32) / 127.5 - 1
         labels = data[1][:, None].astype(np.float32)
     else:
         images, labels = (array[: args.batch_size] for array in read_builtin("train"))
+    save_figure(draw_batch(images, labels), args.save)
+
     print(f"images: {images.shape} {images.dtype}, {images.min()} to {images.max()}")
     print(f"labels: {labels.shape} {labels.dtype}, the first is {labels[0]}")
 
-    grey = np.rint((images[0].reshape(28, 28) + 1) * 127.5).astype(int)
-    inked = np.flatnonzero(grey.any(axis=0))
-    first, last = inked.min(initial=27), inked.max(initial=0)
-    print(f"the first as grey values, columns {first} to {last}, the others are 0:")
-    for row in grey[:, first : last + 1]:  # MNIST's 20 columns fit a terminal.
-        print(" ".join(f"{value:3}" for value in row))
+    print("the first as grey values, columns 4 to 23:")  # All 28 are too wide.
+    grey = (images[0].reshape(28, 28) + 1) * 127.5
+    np.savetxt(sys.stdout, grey[:, 4:24], fmt="%3.0f")
 
-    save_figure(draw_batch(images, labels), args.save)
     print(f"drawn: {args.save}")
     if "ipykernel" in sys.modules:  # A notebook's cell shows it, too.
         from IPython.display import Image, display

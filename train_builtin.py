@@ -14,11 +14,10 @@ import json
 import os
 import shlex
 import signal
-import struct
 import sys
+import tempfile
 import time
 import warnings
-import zlib
 from pathlib import Path
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
@@ -29,8 +28,6 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 import safetensors.paddle  # noqa: E402
 
-DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
-
 
 def read_builtin(mode):
     """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
@@ -38,17 +35,15 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
-
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
-        # Paddle does not compare them. The headers have 16 and 8 bytes.
-        if sizes and sizes[0] - 16 != 784 * (sizes[1] - 8):
-            images, labels = (sizes[0] - 16) / 784, sizes[1] - 8
-            raise ValueError(f"{images:g} images, {labels} labels")
+        # Paddle does not compare what is behind the headers of 16 and 8 bytes.
+        if paths and sizes[0] - 16 != 784 * (sizes[1] - 8):
+            raise ValueError(f"{(sizes[0] - 16) / 784:g} images, {sizes[1] - 8} labels")
 
         with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
             data = paddle.vision.datasets.MNIST(*paths, mode=mode)
-    except DAMAGED as error:
+    except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
     return np.array(data.images) / 127.5 - 1, np.array(data.labels)
 
@@ -66,37 +61,33 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return digits right when cut off, when rounded, of how many; the mean error."""
+    """Return which digits are right when cut off, when rounded; the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    cut_off = np.trunc(outputs).clip(0, 9)  # As in the article
-    rounded = np.rint(outputs).clip(0, 9)
-    right = (cut_off == labels).sum(), (rounded == labels).sum()
-    return *right, len(labels), np.abs(outputs - labels).mean()
+    right = np.trunc(outputs).clip(0, 9) == labels  # As in the article
+    rounded = np.rint(outputs).clip(0, 9) == labels
+    return right, rounded, np.abs(outputs - labels).mean()
 
 
 def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
-    target = os.path.realpath(path)  # A symbolic link stays one.
-    temporary = f"{target}.{os.getpid()}.tmp"
+    target = Path(os.path.realpath(path))  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
-
     try:
-        if os.path.exists(target):
+        if target.exists():
             with open(target, "r+b") as file:  # Root may write what is protected.
                 known = b'{"mnist":' in file.read(40)
-            if not known or os.stat(target).st_mode & 0o222 == 0:
+            if not known or target.stat().st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
 
-        Path(temporary).write_bytes(data)
-        if tensors:
-            os.replace(temporary, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            new = Path(folder, target.name)
+            new.write_bytes(data)
+            if tensors:
+                new.replace(target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def train_one_epoch(network, optimizer, batches, epoch, every):
@@ -155,8 +146,9 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
-        sys.stdout.reconfigure(errors="replace")
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     save_parameters(args.params, {}, {})  # Better found out before the training.
@@ -178,23 +170,22 @@ def main():
         batches = ((images[chosen], labels[chosen]) for chosen in sampler)
         loss = train_one_epoch(network, optimizer, batches, epoch, 1000)
         seconds = time.perf_counter() - start
-        right, _, count, error = evaluate(network, [(images, labels)])
+        right, _, error = evaluate(network, [(images, labels)])
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
 
         done = epoch + 1
         metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-        share = f"train {100 * right / count:.2f} %"
+        share = f"train {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
-    right, rounded, count, error = evaluate(network, [(test_images, test_labels)])
-    correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"
-    share = 100 * rounded / count
-    print(f"test: {correct}, rounded {share:.2f} %, mean error {error:.3f}")
-    params = shlex.quote(args.params)
+    right, rounded, error = evaluate(network, [(test_images, test_labels)])
+    correct = f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)"
+    share = f"rounded {100 * rounded.mean():.2f} %"
+    print(f"test: {correct}, {share}, mean error {error:.3f}")
     print(f"saved: {args.params}")
-    print(f"next: python predict.py --samples 100 --params {params}")
+    print(f"next: python predict.py --samples 100 --params {shlex.quote(args.params)}")
 
 
 if __name__ == "__main__":

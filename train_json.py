@@ -6,15 +6,16 @@
 """
 
 import argparse
+import contextlib
 import gzip
 import itertools
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
-import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +36,10 @@ Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Labe
 
 
 def decode_image(kind, values):
-    """Turn an image's list in the JSON, 784 pixels from 0 to 255, into uint8 [784]."""
-    if len(values) != 784:
-        raise ValueError(f"{len(values)} pixels instead of 784")
-    if isinstance(values[0], float):  # The course's own file has pixel / 256.
+    """Turn an image's list in the JSON, 784 pixels of 0 to 255, to uint8 [28, 28]."""
+    if isinstance(next(iter(values), 0), float):  # The course's file has pixel / 256.
         values = np.rint(np.multiply(values, 256)).astype(int).tolist()
-    return np.frombuffer(bytes(values), np.uint8)
+    return np.frombuffer(bytes(values), np.uint8).reshape(28, 28)
 
 
 def read_splits(path, limit=None):
@@ -50,7 +49,7 @@ def read_splits(path, limit=None):
     try:
         with gzip.open(path) as file:
             data = msgspec.json.decode(file.read(), type=kind, dec_hook=decode_image)
-    except (EOFError, OSError, ValueError, zlib.error) as error:
+    except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {path}: {error}") from None
 
     splits = {}
@@ -58,9 +57,9 @@ def read_splits(path, limit=None):
         counts = f"{mode}: {len(images)} images, {len(labels)} labels"
         if len(images) != len(labels):
             raise SystemExit(f"error: {path}: {counts}")
-        images, labels = np.stack(images[:limit]), np.array(labels[:limit], np.uint8)
+        images, labels = images[:limit], labels[:limit]
         print(counts if limit is None else f"{counts}, {len(labels)} of them used")
-        splits[mode] = images.reshape(-1, 28, 28), labels
+        splits[mode] = np.stack(images), np.array(labels, np.uint8)
 
     if splits["train"][0].max() <= 1:
         print(f"warning: {path}: pixels are 0 and 1, not 0 to 255", file=sys.stderr)
@@ -102,37 +101,33 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return digits right when cut off, when rounded, of how many; the mean error."""
+    """Return which digits are right when cut off, when rounded; the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    cut_off = np.trunc(outputs).clip(0, 9)  # As in the article
-    rounded = np.rint(outputs).clip(0, 9)
-    right = (cut_off == labels).sum(), (rounded == labels).sum()
-    return *right, len(labels), np.abs(outputs - labels).mean()
+    right = np.trunc(outputs).clip(0, 9) == labels  # As in the article
+    rounded = np.rint(outputs).clip(0, 9) == labels
+    return right, rounded, np.abs(outputs - labels).mean()
 
 
 def save_parameters(path, tensors, metadata):
     """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
-    target = os.path.realpath(path)  # A symbolic link stays one.
-    temporary = f"{target}.{os.getpid()}.tmp"
+    target = Path(os.path.realpath(path))  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
-
     try:
-        if os.path.exists(target):
+        if target.exists():
             with open(target, "r+b") as file:  # Root may write what is protected.
                 known = b'{"mnist":' in file.read(40)
-            if not known or os.stat(target).st_mode & 0o222 == 0:
+            if not known or target.stat().st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
 
-        Path(temporary).write_bytes(data)
-        if tensors:
-            os.replace(temporary, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            new = Path(folder, target.name)
+            new.write_bytes(data)
+            if tensors:
+                new.replace(target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def train_one_epoch(network, optimizer, batches, epoch, every):
@@ -194,8 +189,9 @@ def main():
     args = parse_args()
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
-        sys.stdout.reconfigure(errors="replace")
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
     save_parameters(args.params, {}, {})  # Better found out before the training.
     choose_device(args.gpu)
 
@@ -213,20 +209,20 @@ def main():
         start = time.perf_counter()
         loss = train_one_epoch(network, optimizer, train_loader(), epoch, 200)
         seconds = time.perf_counter() - start
-        right, _, count, error = evaluate(network, valid_loader())
+        right, _, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
 
         done = epoch + 1
         metadata = {"network": "linear", "loss": "regression", "done": done}
         save_parameters(args.params, network.state_dict(), metadata)
-        share = f"valid {100 * right / count:.2f} %"
+        share = f"valid {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
-    right, rounded, count, error = evaluate(network, eval_loader())
-    correct = f"{right} / {count} correct ({100 * right / count:.2f} %)"
-    share = 100 * rounded / count
-    print(f"test: {correct}, rounded {share:.2f} %, mean error {error:.3f}")
+    right, rounded, error = evaluate(network, eval_loader())
+    correct = f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)"
+    share = f"rounded {100 * rounded.mean():.2f} %"
+    print(f"test: {correct}, {share}, mean error {error:.3f}")
     print(f"saved: {args.params}\nnext: python train_async.py --epochs 3")
 
 

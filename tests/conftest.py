@@ -34,6 +34,20 @@ def read_idx(name):
     return np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
+def write_json(path, splits):
+    """Write splits, (images [N, 28, 28], labels) each, as mnist.json.gz is written."""
+    lists = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
+    path.write_bytes(gzip.compress(json.dumps(lists).encode(), 1))
+
+
+def write_idx(work, prefix, *arrays):
+    """Write images and labels as two of MNIST's files."""
+    for kind, array in zip(KINDS, arrays):
+        header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
+        data = gzip.compress(header + array.tobytes(), 1)
+        (work / f"{prefix}-{kind}-ubyte.gz").write_bytes(data)
+
+
 @pytest.fixture(scope="session")
 def splits():
     """The first of MNIST: three pairs of images uint8 [N, 28, 28] and labels."""
@@ -48,15 +62,11 @@ def small_work(splits, tmp_path_factory):
     """A folder work/ like the project's own, with a thousand images in all."""
     work = tmp_path_factory.mktemp("small") / "work"
     work.mkdir()
-    lists = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
-    (work / "mnist.json.gz").write_bytes(gzip.compress(json.dumps(lists).encode(), 1))
-    for prefix, arrays in (("train", splits[0]), ("t10k", splits[2])):
-        for kind, array in zip(KINDS, arrays):
-            header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
-            data = gzip.compress(header + array.tobytes(), 1)
-            (work / f"{prefix}-{kind}-ubyte.gz").write_bytes(data)
-            # A browser's second copy must not matter.
-            (work / f"{prefix}-{kind}-ubyte (1).gz").write_bytes(b"")
+    write_json(work / "mnist.json.gz", splits)
+    write_idx(work, "train", *splits[0])
+    write_idx(work, "t10k", *splits[2])
+    # A browser's second copy must not matter.
+    (work / "train-labels-idx1-ubyte (1).gz").touch()
     for picture in ROOT.glob("work/example_*.png"):
         shutil.copy(picture, work)
     return work
