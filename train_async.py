@@ -315,12 +315,13 @@ def fit_temperature(outputs, labels):
 
 # ---- optimizer ---------------------------------------------------------------------
 
-# The highest rates: each the best of five on the validation set after three epochs.
+# The highest rates, tuned on the validation set in one epoch of the CNN. At 4, SGD is
+# better still (98.8 %, not 98.6), but diverges on few images.
 OPTIMIZERS = {
     "adam": (paddle.optimizer.Adam, 0.02),
-    "momentum": (paddle.optimizer.Momentum, 0.1),
+    "momentum": (paddle.optimizer.Momentum, 0.3),
     "adagrad": (paddle.optimizer.Adagrad, 0.1),
-    "sgd": (paddle.optimizer.SGD, 0.5),
+    "sgd": (paddle.optimizer.SGD, 1.5),
 }
 
 
