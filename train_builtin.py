@@ -35,6 +35,7 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
+
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
         # Paddle does not compare what is behind the headers of 16 and 8 bytes.
