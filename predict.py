@@ -15,10 +15,8 @@ import json
 import math
 import os
 import signal
-import struct
 import sys
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,7 +34,6 @@ import safetensors  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
 
-DAMAGED = EOFError, OSError, RuntimeError, ValueError, struct.error, zlib.error
 OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
 
 Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
@@ -46,6 +43,7 @@ WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so h
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
+WIDEST = 1.2  # Heights: MNIST's digits are narrower, two that touch are not.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 
 # ---- picture -----------------------------------------------------------------------
@@ -61,7 +59,7 @@ def open_picture(path):
     Raises Unreadable.
     """
     if not os.path.isfile(path):  # A pipe would never end.
-        raise Unreadable("no such file")
+        raise Unreadable("is not a file")
     try:
         with Image.open(path) as image:
             image.draft("RGB", (LONGEST, LONGEST))  # Decode a JPEG at a smaller size.
@@ -542,7 +540,10 @@ class Reader:
         digits, values = self.classify([symbol.images[0] for symbol in unread])
         for symbol, digit, value in zip(unread, digits, values):
             symbol.text, symbol.probability = str(digit), float(value)
-            if value < SURE and not self.regression:
+            height, width = symbol.mask.shape
+            if width > WIDEST * height:
+                symbol.probability = min(symbol.probability, GUESS)
+            if symbol.probability < SURE and not self.regression:
                 self.cut(symbol)
                 if symbol.probability < GUESS:
                     symbol.text = "?"
@@ -720,6 +721,15 @@ def draw(drawings, path):
     print(f"drawn: {path}")
 
 
+def tile(images):
+    """Return images uint8 [28, 28] as one, eight in a row."""
+    columns = min(8, len(images))
+    blank = [np.zeros((28, 28), np.uint8)] * (-len(images) % columns)
+    tiles = [*images, *blank]
+    starts = range(0, len(tiles), columns)
+    return np.vstack([np.hstack(tiles[start : start + columns]) for start in starts])
+
+
 class Board:
     """A board for the mouse; its title says what is read as each stroke ends."""
 
@@ -790,17 +800,15 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
-
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
-        # Paddle does not compare them. The headers have 16 and 8 bytes.
-        if sizes and sizes[0] - 16 != 784 * (sizes[1] - 8):
-            images, labels = (sizes[0] - 16) / 784, sizes[1] - 8
-            raise ValueError(f"{images:g} images, {labels} labels")
+        # Paddle does not compare what is behind the headers of 16 and 8 bytes.
+        if paths and sizes[0] - 16 != 784 * (sizes[1] - 8):
+            raise ValueError(f"{(sizes[0] - 16) / 784:g} images, {sizes[1] - 8} labels")
 
         with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
             data = paddle.vision.datasets.MNIST(*paths, mode=mode)
-    except DAMAGED as error:
+    except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
     return np.array(data.images) / 127.5 - 1, np.array(data.labels)
 
@@ -811,7 +819,8 @@ def describe(reader, symbols):
     if reader.regression:
         return "output " + ", ".join(f"{value:.2f}" for value in values)
     sure = "" if min(values) >= SURE else ", not sure"
-    return f"{100 * min(values):.1f} %{sure}"
+    percent = min(99.9, 100 * min(values))  # Nothing is certain.
+    return f"{percent:.1f} %{sure}"
 
 
 def read_files(reader, args):
@@ -830,42 +839,50 @@ def read_files(reader, args):
         print(f"{path}: {text}  ({note})")
         seen = [image for symbol in symbols for image in symbol.images]
         if seen:
-            steps[f"what the network saw: {text}  ({note})"] = np.hstack(seen)
+            steps[f"what the network saw:\n{text}  ({note})"] = tile(seen)
         drawings.append(steps)
     return drawings, failed
 
 
 def read_samples(reader, args):
-    """Print digits beside labels, of --samples or --test; return the misread, drawn."""
+    """Print digits beside labels, for --samples or --test; return those misread."""
     images, labels = read_builtin("test" if args.test else "train")
-    images = np.uint8(np.rint(127.5 * (images + 1)))
-    labels = labels[:, 0]
+    images, labels = np.uint8(np.rint(127.5 * (images + 1))), labels[:, 0]
     if args.samples:
-        chosen = np.random.default_rng(args.seed).permutation(len(labels))
-        images, labels = images[chosen[: args.samples]], labels[chosen[: args.samples]]
-    digits = np.concatenate(
-        [reader.classify(part)[0] for part in np.array_split(images, 10)]
-    )
-    right = digits == labels
+        order = np.random.default_rng(args.seed).permutation(len(labels))
+        chosen = order[: args.samples]
+        images, labels = images[chosen], labels[chosen]
+    parts = np.array_split(images, 1 + len(images) // 1000)
+    digits = np.concatenate([reader.classify(part)[0] for part in parts])
 
     if args.test:
-        counts = np.zeros((10, 10), int)
-        np.add.at(counts, (labels, digits), 1)
-        print("label   read as", "".join(f"{digit:>6}" for digit in range(10)))
-        for label, row in enumerate(counts):
-            print(f"{label:>5}          ", "".join(f"{count:>6}" for count in row))
+        print_counts(labels, digits)
     else:
-        for row in np.split(np.arange(len(labels)), range(25, len(labels), 25)):
-            print("label", *labels[row])
-            print("digit", *digits[row])
-            print("     ", *np.where(right[row], " ", "^"))
-    share = f"({100 * right.mean():.2f} %)"
-    print(f"{right.sum()} / {len(labels)} correct {share}")
-    images = images.reshape(-1, 28, 28)
-    misread = np.flatnonzero(~right)
-    names = [f"image {i}: {labels[i]}, read as {digits[i]}" for i in misread]
-    misread = list(zip(names, images[misread]))
-    return [dict(misread[i : i + 8]) for i in range(0, len(misread), 8)]
+        print_rows(labels, digits)
+    misread = np.flatnonzero(labels != digits)
+    right = len(labels) - len(misread)
+    print(f"{right} / {len(labels)} correct ({100 * right / len(labels):.2f} %)")
+    tiles = {f"{labels[i]}, read {digits[i]}\nimage {i}": images[i] for i in misread}
+    tiles = [(title, tile.reshape(28, 28)) for title, tile in tiles.items()]
+    return [dict(tiles[start : start + 10]) for start in range(0, len(tiles), 10)]
+
+
+def print_counts(labels, digits):
+    """Print how often the digit of each column was read for the label of each row."""
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (labels, digits), 1)
+    print("label    read as", *(f"{digit:5}" for digit in range(10)))
+    for label, row in enumerate(counts):
+        print(f"{label:5}           ", *(f"{count:5}" for count in row))
+
+
+def print_rows(labels, digits):
+    """Print 25 labels a row, the digits below them, and marks below the wrong ones."""
+    marks = np.where(labels == digits, " ", "^")
+    for start in range(0, len(labels), 25):
+        print("label", *labels[start : start + 25])
+        print("digit", *digits[start : start + 25])
+        print("     ", *marks[start : start + 25])
 
 
 def above(low, high=2**32, kind=int):
@@ -915,9 +932,9 @@ def parse_args():
 
 def main():
     args = parse_args()
-    for stream in (sys.stdout, sys.stderr):  # A notebook's lack no letters.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
     choose_device(args.gpu)
     reader = Reader(args.params)
@@ -929,6 +946,8 @@ def main():
     else:
         drawings, failed = read_samples(reader, args), False
     if args.show and drawings:
+        if len(drawings) > 20:
+            print("warning: only the first 20 rows are drawn", file=sys.stderr)
         draw(drawings[:20], "show_predict.png")
     sys.exit(failed)
 
