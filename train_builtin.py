@@ -175,9 +175,9 @@ def main():
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: the loss has grown, use a smaller --lr")
 
-        done = epoch + 1
-        metadata = {"network": "linear", "loss": "regression", "done": done}
+        metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
+        done = epoch + 1
         share = f"train {100 * right.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
 
