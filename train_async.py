@@ -6,6 +6,7 @@ A worker process queues the next batches. `python train_async.py --epochs 3` end
 """
 
 import argparse
+import contextlib
 import ctypes
 import gzip
 import json
@@ -531,13 +532,13 @@ def main():
     args = parse_args()
     done = args.done
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    if hasattr(sys.stdout, "reconfigure"):  # A notebook's stdout lacks no letters.
-        sys.stdout.reconfigure(errors="replace")
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 
+    save_parameters(args.params, {}, {})  # Better found out before the training.
     choose_device(args.gpu)
     rank, processes = start_processes()
-    if rank == 0:
-        save_parameters(args.params, {}, {})
 
     train, valid, test = read_splits(args.data, args.limit).values()
     if args.augment and args.loss != "regression":
