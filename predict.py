@@ -43,6 +43,7 @@ WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so h
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
+PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
 WIDEST = 1.2  # Heights: MNIST's digits are narrower, two that touch are not.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 
@@ -187,17 +188,22 @@ def drop_lines(mask, thickness, gap):
     mask = np.pad(mask, gap)
     for _ in range(4):  # Downwards and across, and what a crossing line hid
         mask = np.ascontiguousarray(mask.T)
-        thick = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((thickness, 1)))
-        thin = mask - thick
+        thin = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((thickness, 1)))
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
         joined = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, gap | 1)))
         # A line is longer than a digit is high.
         least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
-        if joined.any(0).sum() > least:
-            labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
-            across = stats[:, cv2.CC_STAT_WIDTH] > least
-            across[0] = False  # The paper
-            mask = mask & ~(thin * across[labels])
+        if joined.any(0).sum() <= least:
+            continue
+        labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
+        length = stats[:, cv2.CC_STAT_WIDTH]
+        across = length > least
+        across[0] = False  # The paper
+        lines = thin * across[labels]
+        # A stroke that runs along a line or crosses it is thicker than it.
+        usual = np.median(lines.sum(0)) / max(1, across.sum())
+        thick = np.ones((2 + int(1.5 * usual), 1))
+        mask = mask & ~(lines - cv2.morphologyEx(lines, cv2.MORPH_OPEN, thick))
     return mask[gap:-gap, gap:-gap]
 
 
@@ -270,13 +276,17 @@ def find_parts(mask):
     return Parts(labels * rest, boxes, areas, along, writing, inside, rooms)
 
 
-def find_writing(colours, size):
-    """Return the ink of a picture and its Parts; its digits are up to size high."""
-    large = min(colours.shape[:2]) > SMALL
+def find_writing(colours, size, rules):
+    """Return the ink of a picture, its Parts, and the mask of the lines taken away.
+
+    Digits are up to size pixels high; rules are lines that are known already.
+    """
     ink = find_ink(colours, size)
-    mask = find_mask(ink, size, 0.35 if large else 0.15)  # A shadow's edge has less.
-    rest = drop_lines(mask, 3 + size // 6, size // 2) if large else mask
-    return ink, find_parts(rest if rest.any() else mask)
+    if min(colours.shape[:2]) <= SMALL:
+        return ink, find_parts(find_mask(ink, size, 0.15)), rules
+    mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
+    rest = drop_lines(mask & ~rules, 3 + size // 6, size // 2)
+    return ink, find_parts(rest if rest.any() else mask), mask & ~rest
 
 
 def find_page(colours):
@@ -284,22 +294,42 @@ def find_page(colours):
 
     Raises Unreadable if there is no ink.
     """
-    side = min(colours.shape[:2])
-    scale = min(1, 600 / max(colours.shape[:2]))  # For a first look
-    # Strokes are narrower than a fifth of a picture, but for the smallest.
-    size = int(scale * side * 0.3) if side > SMALL else side
+    side, longest = min(colours.shape[:2]), max(colours.shape[:2])
+    if side > SMALL:  # Strokes are narrower than a fifth of the picture.
+        scale = min(1, 600 / longest)
+        size = int(0.3 * scale * side)
+    else:  # A digit may fill it.
+        scale, size = WRITING / side, WRITING
+    rules = np.zeros(colours.shape[:2], np.uint8)
     for _ in range(3):  # A frame may hide its digits at first.
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         page = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=method)
-        ink, parts = find_writing(page, size)
+        rules = cv2.resize(255 * rules, page.shape[1::-1], interpolation=cv2.INTER_AREA)
+        rules = np.uint8(rules > 0)
+        ink, parts, rules = find_writing(page, size, rules)
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
         height = measure(parts)
         if size == WRITING and 0.7 < height / WRITING < 1.4:
             break
-        scale = min(WRITING * scale / height, 3000 / max(colours.shape[:2]))
+        if height < WRITING:  # At a larger scale lines are seen more clearly.
+            rules[:] = 0
+        scale = min(WRITING * scale / height, 3000 / longest)
         size = WRITING
+    if longest <= 28:
+        parts = join_parts(parts)
     return page, ink, parts
+
+
+def join_parts(parts):
+    """Return all writing as one part: in MNIST's size, it is a digit if it looks so."""
+    labels = np.int32(parts.writing[parts.labels])
+    left, top, width, height = cv2.boundingRect(np.uint8(labels))
+    boxes = np.array([[0, 0, 0, 0], [left, top, left + width, top + height]])
+    one = np.array([False, True])
+    return parts._replace(
+        labels=labels, boxes=boxes, writing=one, cells=-np.ones(2), rooms={}
+    )
 
 
 def measure(parts):
@@ -443,9 +473,9 @@ def read_sign(box, digits):
         begins = before is None or left - before[2] > WRITING
         if begins and 0.25 < (middle - after[1]) / (after[3] - after[1]) < 0.75:
             return "-"
-    if before and after and after[0] - before[2] > 0.35 * WRITING:
-        low = top > before[1] + 0.6 * (before[3] - before[1])
-        if low and size < min(1.7 * thin, 1.5 * DOT):
+    if before and after and before[2] + 0.35 * WRITING < after[0] >= right:
+        on_line = bottom > min(before[3], after[3]) - DOT / 4
+        if on_line and size < min(1.7 * thin, 1.5 * DOT):
             return "."
     return "dirt" if size < DOT else "?"
 
@@ -560,7 +590,7 @@ class Reader:
         pieces = [slice(cuts[begin], cuts[end]) for begin, end in spans]
         images = [centre(symbol.ink[:, p], symbol.mask[:, p]) for p in pieces]
         digits, probabilities = self.classify(images)
-        scores = np.log(probabilities.clip(1e-9)) - 0.5  # It must be worth its cut.
+        scores = np.log(probabilities.clip(1e-9)) - PIECE  # It must be worth its cut.
 
         best = {0: (0, [])}  # {cut: (score, numbers of the pieces to the left of it)}
         for number, (begin, end) in enumerate(spans):
@@ -800,6 +830,7 @@ def read_builtin(mode):
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
     if not any(map(os.path.exists, paths)):
         paths = []  # Paddle looks in ~/.cache, and downloads.
+
     try:
         sizes = [len(gzip.open(path).read()) for path in paths]
         # Paddle does not compare what is behind the headers of 16 and 8 bytes.
