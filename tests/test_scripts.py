@@ -17,13 +17,13 @@ FUNCTION = 35
 TOKENS = 10.5  # In a line of code, on average
 PARAGRAPH = 8  # Lines of code without a blank one
 SIZES = {  # Lines: (what was aimed at, what holds)
-    "show_batch.py": (70, 160),
+    "show_batch.py": (70, 155),
     "train_builtin.py": (120, 195),
     "train_json.py": (160, 230),
     "train_async.py": (400, 580),
-    "predict.py": (450, 940),
-    "*.py": (1200, 2100),
-    "tests/[ct]*.py": (800, 960),  # conftest.py and the tests
+    "predict.py": (450, 990),
+    "*.py": (1200, 2150),
+    "tests/[ct]*.py": (800, 1080),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
     "README.md": (140, 140),

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -29,12 +28,14 @@ def test_idx_files_unpack_to_mnist_as_it_was_published():
 
 
 def test_json_holds_mnist_in_order():
-    train, valid, test = json.loads(unpack(WORK / "mnist.json.gz"))
+    from train_json import read_splits
+
+    train, valid, test = read_splits(WORK / "mnist.json.gz").values()
     for kind, name in enumerate(KINDS):
         assert len(train[kind]) == 50000
-        for part, prefix in (train[kind] + valid[kind], "train"), (test[kind], "t10k"):
-            expected = read_idx(f"{prefix}-{name}")
-            assert np.array_equal(np.reshape(part, expected.shape), expected)
+        found = np.concatenate([train[kind], valid[kind]])
+        assert np.array_equal(found, read_idx(f"train-{name}"))
+        assert np.array_equal(test[kind], read_idx(f"t10k-{name}"))
 
 
 def test_make_data_makes_the_same_files_again(tmp_path):
