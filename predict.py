@@ -44,7 +44,7 @@ DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
 PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
-WIDEST = 1.2  # Heights: MNIST's digits are narrower, two that touch are not.
+WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 
 # ---- picture -----------------------------------------------------------------------
@@ -73,6 +73,7 @@ def open_picture(path):
         image = Image.fromarray(np.uint8(255 * values / max(values.max(), 1e-9)))
     ink = image.convert("LA")
     grey, opacity = np.asarray(ink).transpose(2, 0, 1)
+
     light = opacity.min() == 0 and grey[opacity > 127].mean() > 191
     page = Image.new("RGBA", image.size, "black" if light else "white")
     page.alpha_composite(image.convert("RGBA"))
@@ -90,6 +91,12 @@ def name_format(path):
     return "not a picture, or a damaged one"
 
 
+def resize(picture, scale):
+    """Return a picture at another scale; pixels are averaged where it gets smaller."""
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method)
+
+
 def find_sheet(colours):
     """Return the corners [4, 2] of a sheet that lies on something else, or None.
 
@@ -98,15 +105,17 @@ def find_sheet(colours):
     scale = 400 / max(colours.shape[:2])  # Enough for edges, too little for writing
     if scale > 1:
         return None
-    small = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = resize(colours, scale)
     small = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((15, 15)))  # No writing
     small = cv2.medianBlur(small, 9)  # No wood grain
     found, largest = None, 0.2 * small[..., 0].size  # Less is a thing on the paper.
 
     for contrast in (10, 20, 40, 80):  # Grey levels from the sheet to what is around
         edges = [cv2.Canny(c, contrast, 2 * contrast) for c in cv2.split(small)]
-        edges = cv2.dilate(np.bitwise_or.reduce(edges), np.ones((3, 3)))
+        edges = np.bitwise_or.reduce(edges)
+        edges = cv2.dilate(edges, np.ones((3, 3)))  # Without gaps
         outlines, _ = cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+
         for outline in outlines:
             hull = cv2.convexHull(outline)
             corners = cv2.approxPolyDP(hull, 0.03 * cv2.arcLength(hull, True), True)
@@ -123,10 +132,11 @@ def lay_flat(colours, corners):
     across, down = corners.sum(1), corners[:, 1] - corners[:, 0]
     order = [across.argmin(), down.argmin(), across.argmax(), down.argmax()]
     corners = np.float32(corners[order])  # Clockwise from the top left
+
     sides = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
-    width, height = int(max(sides[::2])), int(max(sides[1::2]))
-    target = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
-    matrix = cv2.getPerspectiveTransform(corners, target)
+    width, height = int(sides[::2].max()), int(sides[1::2].max())
+    flat = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
+    matrix = cv2.getPerspectiveTransform(corners, flat)
     return cv2.warpPerspective(colours, matrix, (width, height), flags=cv2.INTER_AREA)
 
 
@@ -143,14 +153,17 @@ def find_ink(colours, size):
     around = cv2.blur(np.float32(small), (33, 33))
     if min(colours.shape[:2]) <= SMALL:  # The digit may fill it, but for the rim.
         around = np.median(list_rim(colours), axis=0)
+
     # Ink differs much from its surroundings in few places: the cube brings it out.
     light = ((small - around) ** 3).sum((0, 1)) > 0
     square = np.ones((2 * size // 3 | 1,) * 2)  # No stroke is so wide.
     paper = []
+
     for colour, is_light in zip(cv2.split(colours), light):
         kind = cv2.MORPH_OPEN if is_light else cv2.MORPH_CLOSE
         paper.append(cv2.morphologyEx(colour, kind, square))
-    return np.linalg.norm(np.float32(colours) - np.dstack(paper), axis=2)
+    difference = np.float32(colours) - np.dstack(paper)
+    return np.linalg.norm(difference, axis=2)
 
 
 def find_mask(ink, size, share):
@@ -175,7 +188,8 @@ def find_mask(ink, size, share):
     needed[list_rim(labels)] = 0.5 * typical  # but a dark corner is not.
     strength[(sharpness <= least) | (strength < needed)] = np.inf
     # A hairline is faint in places, but more than all around it.
-    return np.uint8((ink > share * strength[labels]) | (edge > 0.2 * strength[labels]))
+    strength = strength[labels]
+    return np.uint8((ink > share * strength) | (edge > 0.2 * strength))
 
 
 def list_rim(image):
@@ -190,16 +204,19 @@ def drop_lines(mask, thickness, gap):
         mask = np.ascontiguousarray(mask.T)
         thin = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((thickness, 1)))
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
+
         joined = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, gap | 1)))
         # A line is longer than a digit is high.
         least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
         if joined.any(0).sum() <= least:
             continue
+
         labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
         length = stats[:, cv2.CC_STAT_WIDTH]
         across = length > least
         across[0] = False  # The paper
         lines = thin * across[labels]
+
         # A stroke that runs along a line or crosses it is thicker than it.
         usual = np.median(lines.sum(0)) / max(1, across.sum())
         thick = np.ones((2 + int(1.5 * usual), 1))
@@ -232,6 +249,7 @@ def find_frames(mask):
     parents = tree[0, :, 3] if len(outlines) else []
     is_hole = np.zeros(len(outlines), bool)
     inside, tallest = np.zeros((2, len(outlines)))  # Of the ink in each hole
+
     for number, parent in enumerate(parents):  # A parent has the lower number.
         is_hole[number] = parent >= 0 and not is_hole[parent]
         if parent >= 0 and is_hole[parent]:
@@ -240,10 +258,13 @@ def find_frames(mask):
             tallest[parent] = max(tallest[parent], height)
 
     labels = cv2.connectedComponents(mask)[1]
-    cells, rooms, frames = np.full(mask.shape, -1, np.int32), {}, []
+    cells = np.full(mask.shape, -1, np.int32)
+    rooms = {}
+    frames = []
     for hole in np.flatnonzero(inside):
         left, top, width, height = cv2.boundingRect(outlines[hole])
         area = cv2.contourArea(outlines[hole])
+
         # A speck in a zero does not make it a frame.
         if inside[hole] > area / (150 if tallest[hole] > height / 8 else 50):
             rooms[hole] = left, top, left + width, top + height
@@ -268,6 +289,7 @@ def find_parts(mask):
     writing[0] = False
     along = np.bincount(list_rim(labels), minlength=count) / np.hypot(width, height)
     other = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
+
     for begin, above, end, below in rooms.values():  # An empty box beside others
         wide, high = width / (end - begin), height / (below - above)
         other |= (1 <= wide) & (wide < 1.3) & (1 <= high) & (high < 1.3)
@@ -300,18 +322,20 @@ def find_page(colours):
         size = int(0.3 * scale * side)
     else:  # A digit may fill it.
         scale, size = WRITING / side, WRITING
+
     rules = np.zeros(colours.shape[:2], np.uint8)
     for _ in range(3):  # A frame may hide its digits at first.
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        page = cv2.resize(colours, None, fx=scale, fy=scale, interpolation=method)
+        page = resize(colours, scale)
         rules = cv2.resize(255 * rules, page.shape[1::-1], interpolation=cv2.INTER_AREA)
         rules = np.uint8(rules > 0)
         ink, parts, rules = find_writing(page, size, rules)
+
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
         height = measure(parts)
         if size == WRITING and 0.7 < height / WRITING < 1.4:
             break
+
         if height < WRITING:  # At a larger scale lines are seen more clearly.
             rules[:] = 0
         scale = min(WRITING * scale / height, 3000 / longest)
@@ -325,10 +349,14 @@ def join_parts(parts):
     """Return all writing as one part: in MNIST's size, it is a digit if it looks so."""
     labels = np.int32(parts.writing[parts.labels])
     left, top, width, height = cv2.boundingRect(np.uint8(labels))
-    boxes = np.array([[0, 0, 0, 0], [left, top, left + width, top + height]])
-    one = np.array([False, True])
+    box = [left, top, left + width, top + height]
+
     return parts._replace(
-        labels=labels, boxes=boxes, writing=one, cells=-np.ones(2), rooms={}
+        labels=labels,
+        boxes=np.array([[0, 0, 0, 0], box]),
+        writing=np.array([False, True]),
+        cells=np.array([-1, -1]),
+        rooms={},
     )
 
 
@@ -356,16 +384,21 @@ def find_lines(boxes):
     boxes[:, 1::2] -= tilt[:, None]
     left, top, right, bottom = boxes.T
     height = bottom - top
+
     chains, small = [], []
     for i in left.argsort():
         if height[i] < WRITING / 2:
             small.append(i)
             continue
+
         overlaps = [0.25]  # Of the lower one's height lies beside the other.
         for chain in chains:
             last = chain[-3:]
-            beside = np.minimum(bottom[i], bottom[last]) - np.maximum(top[i], top[last])
-            overlaps.append((beside / np.minimum(height[i], height[last])).max())
+            end = np.minimum(bottom[i], bottom[last])
+            beside = end - np.maximum(top[i], top[last])
+            lower = np.minimum(height[i], height[last])
+            overlaps.append((beside / lower).max())
+
         best = np.argmax(overlaps)
         if best == 0:
             chains.append([])
@@ -384,6 +417,7 @@ def join_chains(chains, boxes):
     for chain in chains:
         for line in lines:
             beside = left[chain].min() > right[line].max()
+
             if beside and abs(middle[chain[0]] - middle[line[-1]]) < WRITING:
                 line.extend(chain)
                 break
@@ -401,6 +435,7 @@ def add_small(lines, small, boxes):
         for line, box in large:
             across = max(0, box[0] - right, left - box[2])
             down = max(0, box[1] - bottom, top - box[3])
+
             away = math.hypot(across, down) if down else across / 5  # On the line
             if away < nearest:
                 best, nearest = line, away
@@ -417,9 +452,12 @@ def find_slope(boxes):
     slopes = []
     for middle in middles:
         right, down = (middles - middle).T
-        near = (right > 0) & (right < 3 * WRITING) & (np.abs(down) < 0.8 * right)
+        near = (right > 0) & (right < 3 * WRITING)
+
+        near &= np.abs(down) < 0.8 * right  # Not the line below
         if near.any():
-            nearest = np.where(near, np.hypot(right, down), np.inf).argmin()
+            distance = np.where(near, np.hypot(right, down), np.inf)
+            nearest = distance.argmin()
             slopes.append(down[nearest] / right[nearest])
     return np.median(slopes) if len(slopes) > 3 else 0  # Of fewer it says nothing.
 
@@ -428,7 +466,7 @@ def find_slope(boxes):
 class Symbol:
     """A digit or a sign of a line, or ink that is neither."""
 
-    box: tuple  # left, top, right, bottom
+    box: list  # left, top, right, bottom
     ink: np.ndarray  # float32 [H, W] in grey levels
     mask: np.ndarray  # uint8 [H, W]
     text: str = ""
@@ -441,24 +479,26 @@ def find_symbols(ink, parts, line):
     left, top, right, bottom = parts.boxes[line].T
     height = bottom - top
     tall = np.quantile(height, 0.75) if len(line) > 3 else height.max()
+
     # What stands above or below something else belongs to it, if it shares a third.
     margin = np.where(height < 0.4 * tall, 0, (right - left) / 6)
     order = (left + margin).argsort()
     reached = np.maximum.accumulate((right - margin)[order])
-    starts = 1 + np.flatnonzero((left + margin)[order][1:] > reached[:-1])
+    begins = (left + margin)[order]
+    starts = 1 + np.flatnonzero(begins[1:] > reached[:-1])
 
     symbols = []
     for group in np.split(np.array(line)[order], starts):
-        corners = parts.boxes[group]
-        (x, y), (x_end, y_end) = corners[:, :2].min(0), corners[:, 2:].max(0)
-        area = slice(y, y_end), slice(x, x_end)
+        box = [*parts.boxes[group, :2].min(0), *parts.boxes[group, 2:].max(0)]
+        area = slice(box[1], box[3]), slice(box[0], box[2])
         mask = np.uint8(np.isin(parts.labels[area], group))
-        symbols.append(Symbol((x, y, x_end, y_end), ink[area], mask))
-    digits = [s.box for s in symbols if s.box[3] - s.box[1] >= 0.45 * tall]
+        symbols.append(Symbol(box, ink[area], mask))
+
+    digits = [s.box for s in symbols if len(s.mask) >= 0.45 * tall]
     for symbol in symbols:
         if symbol.box not in digits:
             symbol.text = read_sign(symbol.box, digits)
-            symbol.probability = float(symbol.text != "?")
+            symbol.probability = 0.0 if symbol.text == "?" else 1.0
     return [symbol for symbol in symbols if symbol.text != "dirt"]
 
 
@@ -466,12 +506,13 @@ def read_sign(box, digits):
     """Return "-", ".", "?" or "dirt" for the box of something lower than the digits."""
     left, top, right, bottom = box
     size, thin = max(right - left, bottom - top), min(right - left, bottom - top)
-    before = max((d for d in digits if d[0] < left), key=lambda d: d[2], default=None)
-    after = min((d for d in digits if d[0] >= left), key=lambda d: d[0], default=None)
-    middle = (top + bottom) / 2
+    before = next((d for d in reversed(digits) if d[0] < left), None)
+    after = next((d for d in digits if d[0] >= left), None)
     if after and right - left > max(1.5 * thin, DOT):
         begins = before is None or left - before[2] > WRITING
-        if begins and 0.25 < (middle - after[1]) / (after[3] - after[1]) < 0.75:
+        height = (top + bottom) / 2 - after[1]
+
+        if begins and 0.25 < height / (after[3] - after[1]) < 0.75:
             return "-"
     if before and after and before[2] + 0.35 * WRITING < after[0] >= right:
         on_line = bottom > min(before[3], after[3]) - DOT / 4
@@ -490,23 +531,23 @@ def centre(ink, mask):
     ink = ink[y : y + height + 4, x : x + width + 4]
     strongest = np.partition(ink, -9, axis=None)[-9]  # Not a lone speck
     ink = ink / np.median(ink[ink > strongest / 2])
-    scale = 80 / max(width, height)  # Four times as large, for a start
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    fine = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=method)
+    fine = resize(ink, 80 / max(width, height))  # Four times as large, for a start
     fine = np.pad(fine.clip(0, 1), 8)
 
     # MNIST's strokes are 2.8 pixels wide at least, here four times as many. Four times
     # the mean distance to a stroke's edge is its width and a little more.
-    distance = cv2.distanceTransform(np.uint8(fine > fine.max() / 2), cv2.DIST_L2, 5)
+    strokes = np.uint8(fine > fine.max() / 2)
+    distance = cv2.distanceTransform(strokes, cv2.DIST_L2, 5)
     lack = max(0, round(12.2 - 4 * distance[distance > 0].mean()))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (lack + 1, lack + 1))
+
     fine = cv2.dilate(fine, disc)
-    scale = 20 / (80 + lack)
-    small = cv2.resize(fine, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    small = resize(fine, 20 / (80 + lack))
     moments = cv2.moments(small)
-    x, y = (round(13.5 - moments[m] / moments["m00"]) for m in ("m10", "m01"))
-    image = cv2.warpAffine(small, np.float32([[1, 0, x], [0, 1, y]]), (28, 28))
-    return np.uint8(np.round(255 * image))
+    x = round(13.5 - moments["m10"] / moments["m00"])
+    y = round(13.5 - moments["m01"] / moments["m00"])
+    shift = np.float32([[1, 0, x], [0, 1, y]])
+    return np.uint8(np.round(255 * cv2.warpAffine(small, shift, (28, 28))))
 
 
 def build_network(name, outputs):
@@ -536,6 +577,7 @@ class Reader:
                 tensors = {name: file.get_tensor(name) for name in names}
             self.regression = self.settings["loss"] == "regression"
             self.temperature = self.settings.get("temperature", 1)
+
             outputs = OUTPUTS[self.settings["loss"]]
             self.network = build_network(self.settings["network"], outputs)
             if any(self.network.set_state_dict(tensors)):
@@ -568,18 +610,21 @@ class Reader:
         for symbol in unread:
             symbol.images = [centre(symbol.ink, symbol.mask)]
         digits, values = self.classify([symbol.images[0] for symbol in unread])
+
         for symbol, digit, value in zip(unread, digits, values):
             symbol.text, symbol.probability = str(digit), float(value)
-            height, width = symbol.mask.shape
-            if width > WIDEST * height:
-                symbol.probability = min(symbol.probability, GUESS)
-            if symbol.probability < SURE and not self.regression:
-                self.cut(symbol)
-                if symbol.probability < GUESS:
-                    symbol.text = "?"
+            if self.regression:
+                continue
 
-    def cut(self, symbol):
-        """Read a Symbol as digits that touch each other, if that is more probable.
+            height, width = symbol.mask.shape
+            wide = width > WIDEST * height
+            if wide or value < SURE:
+                self.cut(symbol, min(value, GUESS) if wide else value)
+            if symbol.probability < GUESS:
+                symbol.text = "?"
+
+    def cut(self, symbol, whole):
+        """Read a Symbol as digits that touch, if that is more probable than whole.
 
         Of all ways to cut it, it is the one whose pieces the network believes most.
         """
@@ -587,8 +632,11 @@ class Reader:
         spans = find_spans(symbol.mask, cuts)
         if not spans:
             return
+
         pieces = [slice(cuts[begin], cuts[end]) for begin, end in spans]
-        images = [centre(symbol.ink[:, p], symbol.mask[:, p]) for p in pieces]
+        images = []
+        for piece in pieces:
+            images.append(centre(symbol.ink[:, piece], symbol.mask[:, piece]))
         digits, probabilities = self.classify(images)
         scores = np.log(probabilities.clip(1e-9)) - PIECE  # It must be worth its cut.
 
@@ -598,8 +646,9 @@ class Reader:
                 score = best[begin][0] + scores[number] - prices[begin]
                 if end not in best or score > best[end][0]:
                     best[end] = score, [*best[begin][1], number]
+
         score, chosen = best.get(len(cuts) - 1, (-np.inf, []))
-        if score > math.log(max(symbol.probability, 1e-9)):
+        if score > math.log(max(whole, 1e-9)):
             symbol.text = "".join(str(digits[number]) for number in chosen)
             symbol.probability = float(probabilities[chosen].min())
             symbol.images = [images[number] for number in chosen]
@@ -614,12 +663,14 @@ def find_cuts(mask):
     strokes = (np.diff(mask, axis=0, prepend=0) == 1).sum(0)
     step = height / 10
     cuts = [0]
+
     for middle in np.arange(step, width - step / 2, step):
         start, stop = int(middle - step / 2), int(middle + step / 2) + 1
         price = columns[start:stop] + 0.2 * height * (strokes[start:stop] > 1)
         cuts.append(start + int(price.argmin()))
     # Digits touch in one place: a true cut crosses one stroke, and little ink.
-    prices = [columns[c] / height + max(0, strokes[c] - 1) / 2 for c in cuts]
+    crossed = np.maximum(strokes[cuts] - 1, 0)
+    prices = columns[cuts] / height + crossed / 2
     return [*cuts, width], [0, *prices[1:]]
 
 
@@ -628,6 +679,7 @@ def find_spans(mask, cuts):
     height, width = mask.shape
     thinnest, widest = height / 8, min(1.2 * height, width)  # A 1; a wide 0, not all
     spans = []
+
     for end, stop in enumerate(cuts):
         for begin, start in enumerate(cuts[:end]):
             high = cv2.boundingRect(mask[:, start:stop])[3] > height / 2
@@ -646,6 +698,7 @@ def write_line(symbols):
     if len(gaps) > 1:
         usual = np.quantile(gaps, 0.5, method="lower")
         wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
+
     text = symbols[0].text
     for gap, symbol in zip(gaps, symbols[1:]):
         text += f" {symbol.text}" if gap > wide else symbol.text
@@ -662,15 +715,19 @@ def read_page(reader, ink, parts):
         cells[cell] = [line for line in lines if line]
     reader.read([s for lines in cells.values() for line in lines for s in line])
 
-    rows = [(line[0].box[1], write_line(line), line) for line in cells.pop(-1)]
+    rows = []
+    for line in cells.pop(-1):
+        rows.append((line[0].box[1], write_line(line), line))
     filled = [cell for cell in cells if cells[cell]]
     boxes = np.array([parts.rooms[cell] for cell in filled]).reshape(-1, 4)
+
     for row in find_lines(boxes):
         lines = [cells[filled[i]] for i in row]
         symbols = [symbol for cell in lines for line in cell for symbol in line]
         rows.append((boxes[row, 1].min(), write_row(lines, boxes[row]), symbols))
-    rows.sort(key=lambda row: row[0])
-    return " ".join(text for _, text, _ in rows), [s for row in rows for s in row[2]]
+    rows.sort(key=lambda row: row[0])  # Downwards
+    text = " ".join(text for _, text, _ in rows)
+    return text, [symbol for _, _, symbols in rows for symbol in symbols]
 
 
 def write_row(cells, boxes):
@@ -680,7 +737,8 @@ def write_row(cells, boxes):
     square = (0.6 * height < width) & (width < 1.4 * height)
     alone = [len(text) == 1 for text in texts]
     # Boxes about as wide as high, most with one digit, are a number; others are words.
-    return ("" if square.all() and np.mean(alone) > 0.5 else " ").join(texts)
+    space = "" if square.all() and np.mean(alone) > 0.5 else " "
+    return space.join(texts)
 
 
 def read_picture(reader, colours):
@@ -692,11 +750,13 @@ def read_picture(reader, colours):
     corners = find_sheet(colours)
     if corners is not None:
         steps["sheet laid flat"] = lay_flat(colours, corners)
+
     try:
         page, ink, parts = find_page(steps.get("sheet laid flat", colours))
     except Unreadable:
         if corners is None:
             raise
+
         page, ink, parts = find_page(colours)  # It was no sheet.
     text, symbols = read_page(reader, ink, parts)
     if not symbols:
@@ -706,7 +766,7 @@ def read_picture(reader, colours):
     steps["lines and frames removed"] = parts.writing[parts.labels]
     for symbol in symbols:
         left, top, right, bottom = map(int, symbol.box)
-        cv2.rectangle(page, (left - 2, top - 2), (right + 1, bottom + 1), (255, 0, 0))
+        cv2.rectangle(page, (left, top), (right, bottom), (255, 0, 0))
     steps["digits found"] = page
     return text, symbols, steps
 
@@ -716,7 +776,9 @@ def read_raw(reader, colours):
     grey = Image.fromarray(colours).convert("L")
     image = 255 - np.array(grey.resize((28, 28), Image.Resampling.LANCZOS))
     digits, values = reader.classify([image])
-    symbol = Symbol((0, 0, 28, 28), image, image, str(digits[0]), values[0], [image])
+    symbol = Symbol([0, 0, 28, 28], image, image)
+    symbol.text, symbol.probability = str(digits[0]), values[0]
+    symbol.images = [image]
     return symbol.text, [symbol], {"picture": colours, "grey": np.array(grey)}
 
 
@@ -744,6 +806,7 @@ def draw(drawings, path):
     for row, steps in zip(axes, drawings):
         for axis in row:
             axis.axis("off")
+
         for axis, (title, picture) in zip(row, steps.items()):
             axis.imshow(picture, "gray")
             axis.set_title(title, fontsize=9, wrap=True)
@@ -754,10 +817,11 @@ def draw(drawings, path):
 def tile(images):
     """Return images uint8 [28, 28] as one, eight in a row."""
     columns = min(8, len(images))
-    blank = [np.zeros((28, 28), np.uint8)] * (-len(images) % columns)
-    tiles = [*images, *blank]
-    starts = range(0, len(tiles), columns)
-    return np.vstack([np.hstack(tiles[start : start + columns]) for start in starts])
+    rows = -(-len(images) // columns)
+    tiles = np.zeros((rows * columns, 28, 28), np.uint8)
+    tiles[: len(images)] = images
+    tiles = tiles.reshape(rows, columns, 28, 28).swapaxes(1, 2)
+    return tiles.reshape(28 * rows, 28 * columns)
 
 
 class Board:
@@ -861,11 +925,13 @@ def read_files(reader, args):
         try:
             colours = open_picture(path)
             read = read_raw if args.raw else read_picture
+
             text, symbols, steps = read(reader, colours)
         except Unreadable as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             failed = True
             continue
+
         note = describe(reader, symbols)
         print(f"{path}: {text}  ({note})")
         seen = [image for symbol in symbols for image in symbol.images]
@@ -878,7 +944,9 @@ def read_files(reader, args):
 def read_samples(reader, args):
     """Print digits beside labels, for --samples or --test; return those misread."""
     images, labels = read_builtin("test" if args.test else "train")
-    images, labels = np.uint8(np.rint(127.5 * (images + 1))), labels[:, 0]
+    images = np.uint8(np.rint(127.5 * (images + 1)))
+    labels = labels[:, 0]
+
     if args.samples:
         order = np.random.default_rng(args.seed).permutation(len(labels))
         chosen = order[: args.samples]
@@ -892,10 +960,13 @@ def read_samples(reader, args):
         print_rows(labels, digits)
     misread = np.flatnonzero(labels != digits)
     right = len(labels) - len(misread)
+
     print(f"{right} / {len(labels)} correct ({100 * right / len(labels):.2f} %)")
-    tiles = {f"{labels[i]}, read {digits[i]}\nimage {i}": images[i] for i in misread}
-    tiles = [(title, tile.reshape(28, 28)) for title, tile in tiles.items()]
-    return [dict(tiles[start : start + 10]) for start in range(0, len(tiles), 10)]
+    rows = [{} for _ in misread[::10]]
+    for number, i in enumerate(misread):
+        title = f"{labels[i]}, read {digits[i]}\nimage {i}"
+        rows[number // 10][title] = images[i].reshape(28, 28)
+    return rows
 
 
 def print_counts(labels, digits):
@@ -943,6 +1014,7 @@ def parse_args():
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="picture files")
     add("--gpu", action="store_true", help="predict on the GPU, if there is one")
+
     add("--params", default="mnist.safetensors", help="read this file")
     add("--samples", type=above(0), help="predict so many training images")
     add("--seed", type=above(-1), default=0, help="same seed, same samples")
@@ -966,6 +1038,7 @@ def main():
     with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
         sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
+
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
     choose_device(args.gpu)
     reader = Reader(args.params)
@@ -976,6 +1049,7 @@ def main():
         drawings, failed = read_files(reader, args)
     else:
         drawings, failed = read_samples(reader, args), False
+
     if args.show and drawings:
         if len(drawings) > 20:
             print("warning: only the first 20 rows are drawn", file=sys.stderr)
