@@ -194,7 +194,9 @@ def find_mask(ink, size, share):
 
 def list_rim(image):
     """Return the values along the four sides of a picture."""
-    return np.concatenate([*image[[0, -1]], image[:, 0], image[:, -1]])
+    across = image[0], image[-1]
+    down = image[:, 0], image[:, -1]
+    return np.concatenate([*across, *down])
 
 
 def drop_lines(mask, thickness, gap):
@@ -287,7 +289,8 @@ def find_parts(mask):
 
     writing = np.maximum(width, height) > 3
     writing[0] = False
-    along = np.bincount(list_rim(labels), minlength=count) / np.hypot(width, height)
+    along = np.bincount(list_rim(labels), minlength=count)
+    along = along / np.hypot(width, height)
     other = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
 
     for begin, above, end, below in rooms.values():  # An empty box beside others
@@ -693,7 +696,9 @@ def find_spans(mask, cuts):
 
 def write_line(symbols):
     """Return the text of a line of Symbols; a wide gap is a space."""
-    gaps = [b.box[0] - a.box[2] for a, b in zip(symbols, symbols[1:])]
+    gaps = []
+    for before, after in zip(symbols, symbols[1:]):
+        gaps.append(after.box[0] - before.box[2])
     wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
     if len(gaps) > 1:
         usual = np.quantile(gaps, 0.5, method="lower")
@@ -796,21 +801,32 @@ def read_digits(path):
 # ---- drawing -------------------------------------------------------------------------
 
 
+def save_figure(figure, path):
+    """Draw a figure into a PNG file, atomically; another kind of file stays."""
+    target = os.path.realpath(path)  # A symbolic link stays one.
+    try:
+        if os.path.exists(target) and open(target, "rb").read(4) != b"\x89PNG":
+            raise SystemExit(f"error: {path} is there and is not a PNG")
+        figure.savefig(f"{target}.tmp", format="png")  # Removed if it fails.
+        os.replace(f"{target}.tmp", target)
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}") from None
+
+
 def draw(drawings, path):
     """Draw a list of {title: picture} into a PNG file, a row each."""
-    if os.path.exists(path) and open(path, "rb").read(4) != b"\x89PNG":
-        raise SystemExit(f"error: {path}: not a PNG file, it stays as it is")
     rows, columns = len(drawings), max(map(len, drawings))
     figure = Figure(figsize=(2.4 * columns, 2.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for row, steps in zip(axes, drawings):
-        for axis in row:
-            axis.axis("off")
 
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, steps in zip(axes, drawings):
         for axis, (title, picture) in zip(row, steps.items()):
             axis.imshow(picture, "gray")
             axis.set_title(title, fontsize=9, wrap=True)
-    figure.savefig(path, format="png")
+
+    save_figure(figure, path)
     print(f"drawn: {path}")
 
 
