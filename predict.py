@@ -40,6 +40,8 @@ Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
 LONGEST = 1600  # Pixels: a larger picture is reduced to this, which averages its grain.
 SMALL = 64  # Pixels: up to this side there are no shadows and no ruled lines.
 WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so high.
+LOWEST = 5  # Pixels: a digit that is lower cannot be read.
+MOST = 2000  # Pieces of ink: a full sheet of digits has fewer, noise has more.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
@@ -94,7 +96,8 @@ def name_format(path):
 def resize(picture, scale):
     """Return a picture at another scale; pixels are averaged where it gets smaller."""
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=method)
+    height, width = (max(1, round(scale * side)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=method)
 
 
 def find_sheet(colours):
@@ -290,7 +293,7 @@ def find_parts(mask):
     writing = np.maximum(width, height) > 3
     writing[0] = False
     along = np.bincount(list_rim(labels), minlength=count)
-    along = along / np.hypot(width, height)
+    along = along / np.maximum(1, np.hypot(width, height))
     other = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
 
     for begin, above, end, below in rooms.values():  # An empty box beside others
@@ -335,13 +338,15 @@ def find_page(colours):
 
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
+        if parts.writing.sum() > MOST:
+            raise Unreadable("there are specks all over the picture")
         height = measure(parts)
         if size == WRITING and 0.7 < height / WRITING < 1.4:
             break
 
         if height < WRITING:  # At a larger scale lines are seen more clearly.
             rules[:] = 0
-        scale = min(WRITING * scale / height, 3000 / longest)
+        scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
         size = WRITING
     if longest <= 28:
         parts = join_parts(parts)
