@@ -610,8 +610,8 @@ class Reader:
         digits = nn.functional.softmax(outputs).numpy()[:, :10]  # The last is no digit.
         return digits.argmax(1), digits.max(1)
 
-    def read(self, symbols):
-        """Read the digits among Symbols, and cut those that are not sure."""
+    def read(self, symbols, cutting):
+        """Read the digits among Symbols; cutting: those that are not sure are cut."""
         unread = [symbol for symbol in symbols if not symbol.text]
         if not unread:
             return
@@ -621,7 +621,7 @@ class Reader:
 
         for symbol, digit, value in zip(unread, digits, values):
             symbol.text, symbol.probability = str(digit), float(value)
-            if self.regression:
+            if self.regression or not cutting:
                 continue
 
             height, width = symbol.mask.shape
@@ -715,7 +715,7 @@ def write_line(symbols):
     return text
 
 
-def read_page(reader, ink, parts):
+def read_page(reader, ink, parts, cutting):
     """Return the text of a page and its Symbols, in the order in which people read."""
     cells = {}
     for cell in (-1, *parts.rooms):
@@ -723,7 +723,8 @@ def read_page(reader, ink, parts):
         lines = [inside[line] for line in find_lines(parts.boxes[inside])]
         lines = [find_symbols(ink, parts, line) for line in lines]
         cells[cell] = [line for line in lines if line]
-    reader.read([s for lines in cells.values() for line in lines for s in line])
+    unread = [s for lines in cells.values() for line in lines for s in line]
+    reader.read(unread, cutting)
 
     rows = []
     for line in cells.pop(-1):
@@ -768,7 +769,9 @@ def read_picture(reader, colours):
             raise
 
         page, ink, parts = find_page(colours)  # It was no sheet.
-    text, symbols = read_page(reader, ink, parts)
+    # What has MNIST's size is one digit, sure or not.
+    cutting = max(colours.shape[:2]) > 28
+    text, symbols = read_page(reader, ink, parts, cutting)
     if not symbols:
         raise Unreadable("there is no writing in the picture")
 
