@@ -22,7 +22,7 @@ SIZES = {  # Lines: (what was aimed at, what holds)
     "train_json.py": (160, 230),
     "train_async.py": (400, 580),
     "predict.py": (450, 1090),
-    "*.py": (1200, 2240),
+    "*.py": (1200, 2250),
     "tests/[ct]*.py": (800, 1080),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
