@@ -106,7 +106,7 @@ def read_mnist(name):
 def read_folder(folder):
     """Return {kind: {path: text}} of a folder's index.csv: file, kind, text or label.
 
-    The halves are by source or row: predict.py's constants were chosen on the odd one.
+    The halves are by source or row.
     """
     kinds = {}
     with open(Path(folder, "index.csv"), newline="") as file:
