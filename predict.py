@@ -47,6 +47,8 @@ SURE = 0.85  # Below this probability a reading is not sure, and may be several 
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
 PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
+SLOPE = 0.08
+TRUST = 0.75
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 
 # ---- picture -----------------------------------------------------------------------
@@ -131,7 +133,7 @@ def find_sheet(colours):
 
 def lay_flat(colours, corners):
     """Return the part of a picture within four corners as if seen from above."""
-    corners = corners.mean(0) + 0.95 * (corners - corners.mean(0))  # Without its edge
+    corners = corners.mean(0) + 0.985 * (corners - corners.mean(0))  # Without its edge
     across, down = corners.sum(1), corners[:, 1] - corners[:, 0]
     order = [across.argmin(), down.argmin(), across.argmax(), down.argmax()]
     corners = np.float32(corners[order])  # Clockwise from the top left
@@ -251,32 +253,68 @@ def find_frames(mask):
     form, a table's cell, a card, the axes of a plot. Pixels in no cell are -1.
     """
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
-    parents = tree[0, :, 3] if len(outlines) else []
+    parents = tree[0, :, 3] if len(outlines) else np.zeros(0, int)
+    areas = np.array([cv2.contourArea(outline) for outline in outlines])
+    filled = find_filled(outlines, parents, areas)
+
+    labels = cv2.connectedComponents(mask)[1]
+    frames, cells, rooms = np.zeros_like(mask), np.full(mask.shape, -1, np.int32), {}
+    for frame in np.unique(parents[filled]):
+        x, y = outlines[frame][0, 0]
+        ink = np.uint8(labels == labels[y, x])
+        frames |= ink
+
+        holes = np.flatnonzero(parents == frame)
+        loops = holes[~filled[holes] & (areas[holes] < WRITING**2 / 2)]
+        for hole in np.setdiff1d(holes, loops):
+            touching = find_touching(ink, outlines, hole, loops)
+            if filled[hole] or touching.any():
+                left, top, width, height = cv2.boundingRect(outlines[hole])
+                rooms[hole] = left, top, left + width, top + height
+                cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
+                frames &= ~touching
+    return frames, cells, rooms
+
+
+def find_filled(outlines, parents, areas):
+    """Return bool [N]: which outlines are holes that have enough ink inside."""
+    heights = np.array([cv2.boundingRect(outline)[3] for outline in outlines])
     is_hole = np.zeros(len(outlines), bool)
     inside, tallest = np.zeros((2, len(outlines)))  # Of the ink in each hole
 
     for number, parent in enumerate(parents):  # A parent has the lower number.
         is_hole[number] = parent >= 0 and not is_hole[parent]
         if parent >= 0 and is_hole[parent]:
-            inside[parent] += cv2.contourArea(outlines[number])
-            height = cv2.boundingRect(outlines[number])[3]
-            tallest[parent] = max(tallest[parent], height)
+            inside[parent] += areas[number]
+            tallest[parent] = max(tallest[parent], heights[number])
+    # A speck in a zero does not make it a frame.
+    least = areas / np.where(tallest > heights / 8, 150, 50)
+    return is_hole & (inside > least)
 
-    labels = cv2.connectedComponents(mask)[1]
-    cells = np.full(mask.shape, -1, np.int32)
-    rooms = {}
-    frames = []
-    for hole in np.flatnonzero(inside):
-        left, top, width, height = cv2.boundingRect(outlines[hole])
-        area = cv2.contourArea(outlines[hole])
 
-        # A speck in a zero does not make it a frame.
-        if inside[hole] > area / (150 if tallest[hole] > height / 8 else 50):
-            rooms[hole] = left, top, left + width, top + height
-            cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
-            x, y = outlines[parents[hole]][0, 0]
-            frames.append(labels[y, x])
-    return np.uint8(np.isin(labels, frames)), cells, rooms
+def find_touching(frame, outlines, hole, loops):
+    """Return uint8 [H, W]: the ink of a frame that stands into one of its holes.
+
+    It is a digit that touches its frame: what a closing of the hole covers, with the
+    loops of digits, but not the frame's straight or round sides.
+    """
+    left, top, width, height = cv2.boundingRect(outlines[hole])
+    side = WRITING // 3 | 1  # No stroke is so wide.
+    room = np.zeros((height + 2 * side, width + 2 * side), np.uint8)
+    offset = side - left, side - top
+    cv2.drawContours(room, outlines, hole, 1, cv2.FILLED, offset=offset)
+    room = cv2.erode(room, np.ones((3, 3)))  # An outline is on the frame.
+    for loop in loops:
+        cv2.drawContours(room, outlines, loop, 1, cv2.FILLED, offset=offset)
+
+    closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, np.ones((side, side)))
+    inner = slice(top, top + height), slice(left, left + width)
+    touching = np.zeros_like(frame)
+    touching[inner] = frame[inner] & closed[side:-side, side:-side]
+    labels, stats = cv2.connectedComponentsWithStats(touching)[1:3]
+    digits = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
+    digits[0] = False  # The paper
+    return np.uint8(digits[labels])
 
 
 def find_parts(mask):
@@ -294,7 +332,8 @@ def find_parts(mask):
     writing[0] = False
     along = np.bincount(list_rim(labels), minlength=count)
     along = along / np.maximum(1, np.hypot(width, height))
-    other = (along > 0.3) & (height < WRITING / 2)  # The edge of a desk or of a frame
+    # The edge of a desk, of a frame or of a scanner's lid
+    other = (along > 0.3) & ((height < WRITING / 2) | (height > 2 * WRITING))
 
     for begin, above, end, below in rooms.values():  # An empty box beside others
         wide, high = width / (end - begin), height / (below - above)
@@ -305,20 +344,32 @@ def find_parts(mask):
 
 
 def find_writing(colours, size, rules):
-    """Return the ink of a picture, its Parts, and the mask of the lines taken away.
+    """Return the ink of a picture, its mask without lines, and the lines' mask.
 
     Digits are up to size pixels high; rules are lines that are known already.
     """
     ink = find_ink(colours, size)
     if min(colours.shape[:2]) <= SMALL:
-        return ink, find_parts(find_mask(ink, size, 0.15)), rules
+        return ink, find_mask(ink, size, 0.15), rules
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
-    rest = drop_lines(mask & ~rules, 3 + size // 6, size // 2)
-    return ink, find_parts(rest if rest.any() else mask), mask & ~rest
+    thickness = 3 + size // 6
+    rest = drop_lines(mask & ~rules, thickness, size // 2)
+    rest = drop_remains(rest, mask & ~rest, thickness)
+    return ink, rest if rest.any() else mask, mask & ~rest
+
+
+def drop_remains(mask, lines, thickness):
+    """Return the mask without what is left of lines: low, and nearly all on a line."""
+    wide = cv2.dilate(lines, np.ones((5, 5)))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    on_line = np.bincount(labels[wide > 0], minlength=count)
+    remains = on_line > 0.9 * np.bincount(labels.ravel(), minlength=count)
+    remains &= stats[:, cv2.CC_STAT_HEIGHT] < 2 * thickness
+    return mask & ~np.uint8(remains[labels])
 
 
 def find_page(colours):
-    """Return a picture, its ink and its Parts, scaled so that digits are WRITING high.
+    """Return a picture, its ink and the ink's mask, scaled: digits are WRITING high.
 
     Raises Unreadable if there is no ink.
     """
@@ -334,7 +385,8 @@ def find_page(colours):
         page = resize(colours, scale)
         rules = cv2.resize(255 * rules, page.shape[1::-1], interpolation=cv2.INTER_AREA)
         rules = np.uint8(rules > 0)
-        ink, parts, rules = find_writing(page, size, rules)
+        ink, mask, rules = find_writing(page, size, rules)
+        parts = find_parts(mask)
 
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
@@ -348,9 +400,33 @@ def find_page(colours):
             rules[:] = 0
         scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
         size = WRITING
-    if longest <= 28:
-        parts = join_parts(parts)
-    return page, ink, parts
+    return page, ink, keep_table(mask, rules)
+
+
+def keep_table(mask, rules):
+    """Return the mask with lines that digits do not cross: they part a table's cells."""
+    rules = cv2.dilate(rules, np.ones((3, 3)))  # Without gaps
+    labels, stats = cv2.connectedComponentsWithStats(mask)[1:3]
+    digits = np.flatnonzero(stats[1:, cv2.CC_STAT_HEIGHT] > WRITING / 2) + 1
+    crossing = np.intersect1d(digits, labels[rules > 0])
+    if not rules.any() or len(crossing) > 0.1 * len(digits):
+        return mask
+
+    table = mask | rules
+    rim = max(table.shape) // 60 + 2  # What may be missing at a line's ends
+    table[:rim] = table[-rim:] = table[:, :rim] = table[:, -rim:] = 1
+    return table
+
+
+def level(images, slope):
+    """Return images turned by a slope, in pixels a pixel, as much as lines fall."""
+    height, width = images[0].shape[:2]
+    angle = math.degrees(math.atan(slope))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+    size = np.abs(matrix[:, :2]) @ [width, height]
+    matrix[:, 2] += (size - [width, height]) / 2
+    size = tuple(map(int, size))
+    return [cv2.warpAffine(image, matrix, size) for image in images]
 
 
 def join_parts(parts):
@@ -388,8 +464,6 @@ def find_lines(boxes):
     of pieces of ink, or of cells.
     """
     boxes = np.float32(boxes)
-    tilt = find_slope(boxes) * (boxes[:, 0] + boxes[:, 2]) / 2
-    boxes[:, 1::2] -= tilt[:, None]
     left, top, right, bottom = boxes.T
     height = bottom - top
 
@@ -399,13 +473,13 @@ def find_lines(boxes):
             small.append(i)
             continue
 
-        overlaps = [0.25]  # Of the lower one's height lies beside the other.
+        overlaps = [0.25]  # Of their mean height they lie beside each other.
         for chain in chains:
             last = chain[-3:]
             end = np.minimum(bottom[i], bottom[last])
             beside = end - np.maximum(top[i], top[last])
-            lower = np.minimum(height[i], height[last])
-            overlaps.append((beside / lower).max())
+            mean = (height[i] + height[last]) / 2
+            overlaps.append((beside / mean).max())
 
         best = np.argmax(overlaps)
         if best == 0:
@@ -763,15 +837,28 @@ def read_picture(reader, colours):
         steps["sheet laid flat"] = lay_flat(colours, corners)
 
     try:
-        page, ink, parts = find_page(steps.get("sheet laid flat", colours))
+        images = find_page(steps.get("sheet laid flat", colours))
     except Unreadable:
         if corners is None:
             raise
+        images = find_page(colours)  # It was no sheet.
 
-        page, ink, parts = find_page(colours)  # It was no sheet.
-    # What has MNIST's size is one digit, sure or not.
-    cutting = max(colours.shape[:2]) > 28
-    text, symbols = read_page(reader, ink, parts, cutting)
+    single = max(colours.shape[:2]) <= 28  # What has MNIST's size is one digit.
+    readings = []
+    for turns in (0, 1, 3):
+        turned = [np.ascontiguousarray(np.rot90(image, turns)) for image in images]
+        page, ink, mask = turned
+        parts = join_parts(find_parts(mask)) if single else find_parts(mask)
+        slope = find_slope(parts.boxes[parts.writing])
+        if abs(slope) > SLOPE:
+            page, ink, mask = level(turned, slope)
+            parts = find_parts(mask)
+        text, symbols = read_page(reader, ink, parts, not single)
+        trust = np.mean([s.probability for s in symbols]) if symbols else 0
+        readings.append((trust, text, symbols, page, ink, parts))
+        if turns == 0 and (reader.regression or trust > TRUST or len(symbols) < 6):
+            break
+    trust, text, symbols, page, ink, parts = max(readings, key=lambda r: r[0])
     if not symbols:
         raise Unreadable("there is no writing in the picture")
 
@@ -797,7 +884,8 @@ def read_raw(reader, colours):
 
 def read_digits(path):
     """Return the digits on a picture as uint8 [28, 28], in reading order, unread."""
-    _, ink, parts = find_page(open_picture(path))
+    _, ink, mask = find_page(open_picture(path))
+    parts = find_parts(mask)
     digits = []
     for line in find_lines(parts.boxes[parts.writing]):
         line = np.flatnonzero(parts.writing)[line]
