@@ -24,6 +24,9 @@ from typing import Annotated
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 CPU = Path("/proc/cpuinfo")  # On AMD, MKL needs twice the time unless told to use AVX2.
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -532,10 +535,6 @@ def main():
     args = parse_args()
     done = args.done
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
-        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
-
     save_parameters(args.params, {}, {})  # Better found out before the training.
     choose_device(args.gpu)
     rank, processes = start_processes()

@@ -22,6 +22,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 warnings.filterwarnings("ignore", module="paddle")
 
 import numpy as np  # noqa: E402
@@ -147,9 +150,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
-        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     save_parameters(args.params, {}, {})  # Better found out before the training.
