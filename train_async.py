@@ -350,8 +350,8 @@ def make_optimizer(args, batches, network):
 RESUMED = "network loss optimizer schedule lr augment epochs batch_size seed limit"
 
 
-def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
+def save_parameters(path, tensors, metadata, dry_run=False):
+    """Write {name: paddle.Tensor} and metadata atomically; in a dry run only try to."""
     target = Path(os.path.realpath(path))  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
@@ -364,7 +364,7 @@ def save_parameters(path, tensors, metadata):
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             new = Path(folder, target.name)
             new.write_bytes(data)
-            if tensors:
+            if not dry_run:
                 new.replace(target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
@@ -535,7 +535,7 @@ def main():
     args = parse_args()
     done = args.done
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    save_parameters(args.params, {}, {})  # Better found out before the training.
+    save_parameters(args.params, {}, {}, dry_run=True)  # Fail now, not in an hour.
     choose_device(args.gpu)
     rank, processes = start_processes()
 
