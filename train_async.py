@@ -467,13 +467,13 @@ def print_test(args, outputs, right, labels):
 # ---- command line ------------------------------------------------------------------
 
 
-def above(low, high=2**32, kind=int):
-    """Return a type for argparse: a number above low and below high."""
+def above(low, kind=int):
+    """Return a type for argparse: a number above low and below 2**32."""
 
     def number(text):
-        if low < kind(text) < high:
+        if low < kind(text) < 2**32:
             return kind(text)
-        raise argparse.ArgumentTypeError(f"must be above {low} and below {high}")
+        raise argparse.ArgumentTypeError(f"must be above {low} and below 2**32")
 
     return number
 
@@ -491,7 +491,7 @@ def parse_args():
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(usage="%(prog)s [options]", formatter_class=form)
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
-    rate = above(0, float("inf"), float)
+    rate = above(0, float)
     networks, schedules = ["cnn", "mlp", "linear"], ["one_cycle", "constant"]
 
     add("--gpu", action="store_true", help="train on the GPU, if there is one")

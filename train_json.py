@@ -152,13 +152,13 @@ def train_one_epoch(network, optimizer, batches, epoch, every):
     return np.mean(losses)
 
 
-def above(low, high=2**32, kind=int):
-    """Return a type for argparse: a number above low and below high."""
+def above(low, kind=int):
+    """Return a type for argparse: a number above low and below 2**32."""
 
     def number(text):
-        if low < kind(text) < high:
+        if low < kind(text) < 2**32:
             return kind(text)
-        raise argparse.ArgumentTypeError(f"must be above {low} and below {high}")
+        raise argparse.ArgumentTypeError(f"must be above {low} and below 2**32")
 
     return number
 
@@ -179,7 +179,7 @@ def parse_args():
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=10, help="passes over the images")
     add("--batch-size", type=above(0), default=100, help="images in a training step")
-    add("--lr", type=above(0, float("inf"), float), default=0.001, help="learning rate")
+    add("--lr", type=above(0, float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
 
     add("--limit", type=above(0), help="use the first LIMIT images of each set")
