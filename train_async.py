@@ -291,8 +291,7 @@ def regression(outputs, labels):
 
 
 LOSSES = {loss.__name__: loss for loss in (cross_entropy, square_error, regression)}
-# A mean loss as high says that the rate is too high; a guess costs 2.4, 0.1 and 8.
-DIVERGED = {"cross_entropy": 5, "square_error": 2, "regression": 81}
+DIVERGED = 1000  # No mean loss and no output may reach it; why says tests/README.md.
 
 
 @paddle.no_grad()
@@ -417,10 +416,10 @@ def resume(args, batches, network, optimizer, schedule):
 # ---- training ----------------------------------------------------------------------
 
 
-def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
+def train_one_epoch(network, compute_loss, optimizer, schedule, loader, epoch):
     """Take a step for each batch; return the mean loss."""
     network.train()
-    compute_loss, losses = LOSSES[loss_name], []
+    losses = []
     bar = tqdm(loader, leave=False, disable=None if sys.stderr else True)
 
     for batch, (images, labels) in enumerate(bar):
@@ -433,8 +432,6 @@ def train_one_epoch(network, loss_name, optimizer, schedule, loader, epoch):
         losses.append(loss.item())
         if batch % 200 == 0:
             tqdm.write(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
-    if not np.mean(losses) < DIVERGED[loss_name]:
-        raise SystemExit("error: the loss has grown, use a smaller --lr")
     return np.mean(losses)
 
 
@@ -555,13 +552,16 @@ def main():
         resume(args, len(batches), network, optimizer, schedule)
 
     model = paddle.DataParallel(network) if processes > 1 else network
+    compute_loss = LOSSES[args.loss]
     for epoch in range(done, args.epochs):
         start = time.perf_counter()
         loader = make_loader(Batches(train, args, epoch, rank, processes), args.workers)
-        loss = train_one_epoch(model, args.loss, optimizer, schedule, loader, epoch)
+        loss = train_one_epoch(model, compute_loss, optimizer, schedule, loader, epoch)
         seconds = time.perf_counter() - start
 
         outputs, right = evaluate(network, args.loss, *valid)
+        if not np.abs([loss, outputs.min(), outputs.max()]).max() < DIVERGED:
+            raise SystemExit("error: training diverged, use a smaller --lr")
         if rank == 0:
             results = {"done": epoch + 1, "valid": right.mean()}
             if args.loss != "regression":

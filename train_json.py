@@ -211,7 +211,7 @@ def main():
         seconds = time.perf_counter() - start
         right, _, error = evaluate(network, valid_loader())
         if not error <= 9:  # Two digits are at most 9 apart.
-            raise SystemExit("error: the loss has grown, use a smaller --lr")
+            raise SystemExit("error: training diverged, use a smaller --lr")
 
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
