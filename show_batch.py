@@ -20,10 +20,10 @@ if "ipykernel" not in sys.modules:  # A notebook leaves its backend to its child
     os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
 
-import matplotlib.figure  # noqa: E402
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+import matplotlib.figure
+import msgspec
+import numpy as np
+import paddle
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]

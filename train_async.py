@@ -32,14 +32,14 @@ if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
 
-import cv2  # noqa: E402
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import paddle.nn as nn  # noqa: E402
-import paddle.nn.functional as F  # noqa: E402
-import safetensors.paddle  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import cv2
+import msgspec
+import numpy as np
+import paddle
+import paddle.nn as nn
+import paddle.nn.functional as F
+import safetensors.paddle
+from tqdm import tqdm
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]

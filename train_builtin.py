@@ -27,9 +27,9 @@ if __name__ == "__main__":  # In the imports below, an exception would get lost.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 warnings.filterwarnings("ignore", module="paddle")
 
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import safetensors.paddle  # noqa: E402
+import numpy as np
+import paddle
+import safetensors.paddle
 
 
 def read_builtin(mode):

@@ -29,10 +29,10 @@ if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
 
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import safetensors.paddle  # noqa: E402
+import msgspec
+import numpy as np
+import paddle
+import safetensors.paddle
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
