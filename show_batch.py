@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import paddle
 
-Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
+Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
 
 

@@ -65,13 +65,13 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return which digits are right when cut off, when rounded; the mean error."""
+    """Return which outputs, cut off or rounded, are the digit, and the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    right = np.trunc(outputs).clip(0, 9) == labels  # As in the article
+    correct = np.trunc(outputs).clip(0, 9) == labels  # As in the article
     rounded = np.rint(outputs).clip(0, 9) == labels
-    return right, rounded, np.abs(outputs - labels).mean()
+    return correct, rounded, np.abs(outputs - labels).mean()
 
 
 def save_parameters(path, tensors, metadata, dry_run=False):
@@ -94,8 +94,8 @@ def save_parameters(path, tensors, metadata, dry_run=False):
         raise SystemExit(f"error: {path}: {error.strerror}") from None
 
 
-def train_one_epoch(network, optimizer, batches, epoch, every):
-    """Take a step for each batch and show every so many losses; return their mean."""
+def train_one_epoch(network, optimizer, batches, epoch, log_interval):
+    """Take a step for each batch, print some of the losses; return their mean."""
     network.train()
     losses = []
 
@@ -108,7 +108,7 @@ def train_one_epoch(network, optimizer, batches, epoch, every):
         optimizer.clear_grad()
 
         losses.append(loss.item())
-        if batch % every == 0:
+        if batch % log_interval == 0:
             print(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
     return np.mean(losses)
 
@@ -171,20 +171,20 @@ def main():
         batches = ((images[chosen], labels[chosen]) for chosen in sampler)
         loss = train_one_epoch(network, optimizer, batches, epoch, 1000)
         seconds = time.perf_counter() - start
-        right, _, error = evaluate(network, [(images, labels)])
+        correct, _, error = evaluate(network, [(images, labels)])
         if not error <= 9:  # Two digits are at most 9 apart.
             raise SystemExit("error: training diverged, use a smaller --lr")
 
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
         done = epoch + 1
-        share = f"train {100 * right.mean():.2f} %"
-        print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
+        result = f"loss {loss:.4f}  train {100 * correct.mean():.2f} %"
+        print(f"epoch {done}/{args.epochs}  {result}  {seconds:.1f} s")
 
-    right, rounded, error = evaluate(network, [(test_images, test_labels)])
-    correct = f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)"
-    share = f"rounded {100 * rounded.mean():.2f} %"
-    print(f"test: {correct}, {share}, mean error {error:.3f}")
+    correct, rounded, error = evaluate(network, [(test_images, test_labels)])
+    result = f"{correct.sum()} / {correct.size} correct ({100 * correct.mean():.2f} %)"
+    result += f", rounded {100 * rounded.mean():.2f} %"
+    print(f"test: {result}, mean error {error:.3f}")
     print(f"saved: {args.params}")
     print(f"next: python predict.py --samples 100 --params {shlex.quote(args.params)}")
 
