@@ -143,7 +143,7 @@ def parse_args():
     add("--lr", type=above(0, float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
 
-    add("--limit", type=above(0), help="use the first LIMIT images of each set")
+    add("--limit", type=above(0), help="images of each set, the first ones; None: all")
     add("--params", default="mnist.safetensors", help="write this file")
     return parser.parse_args()
 
