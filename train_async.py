@@ -398,7 +398,7 @@ def resume(args, batches, network, optimizer, schedule):
         state[name.removeprefix("optimizer.")] = tensors.pop(name)
 
     missing, surplus = network.set_state_dict(tensors)
-    made_by = metadata.get("optimizer", args.optimizer)  # Only this script names it.
+    made_by = metadata.get("optimizer", args.optimizer)  # Other scripts name none.
     if missing or surplus or made_by != args.optimizer:
         raise SystemExit(f"error: {args.params} holds another network or optimizer")
 
