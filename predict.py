@@ -1099,13 +1099,13 @@ def print_rows(labels, digits):
         print("     ", *marks[start : start + 25])
 
 
-def above(low, high=2**32, kind=int):
-    """Return a type for argparse: a number above low and below high."""
+def above(low, kind=int):
+    """Return a type for argparse: a number above low and below 2**32."""
 
     def number(text):
-        if low < kind(text) < high:
+        if low < kind(text) < 2**32:
             return kind(text)
-        raise argparse.ArgumentTypeError(f"must be above {low} and below {high}")
+        raise argparse.ArgumentTypeError(f"must be above {low} and below 2**32")
 
     return number
 

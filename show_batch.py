@@ -13,16 +13,19 @@ from typing import Annotated
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 if "ipykernel" not in sys.modules:  # A notebook leaves its backend to its children.
     os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
 
-import matplotlib.figure  # noqa: E402
-import msgspec  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
+import matplotlib.figure
+import msgspec
+import numpy as np
+import paddle
 
-Label = Annotated[int, msgspec.Meta(ge=0, le=9)]
+Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
 
 
@@ -124,10 +127,6 @@ def parse_args():
 
 def main():
     args = parse_args()
-    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
-        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
-
     if args.source == "json" or args.data:
         data = read_splits(args.data or "work/mnist.json.gz", args.batch_size)["train"]
         images = data[0][:, None].astype(np.float32) / 127.5 - 1

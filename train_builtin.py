@@ -22,11 +22,14 @@ from pathlib import Path
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 warnings.filterwarnings("ignore", module="paddle")
 
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import safetensors.paddle  # noqa: E402
+import numpy as np
+import paddle
+import safetensors.paddle
 
 
 def read_builtin(mode):
@@ -62,17 +65,17 @@ class MNIST(paddle.nn.Layer):
 
 @paddle.no_grad()
 def evaluate(network, batches):
-    """Return which digits are right when cut off, when rounded; the mean error."""
+    """Return which outputs, cut off or rounded, are the digit, and the mean error."""
     network.eval()
     pairs = [(network(paddle.to_tensor(x)).numpy(), y) for x, y in batches]
     outputs, labels = map(np.concatenate, zip(*pairs))  # [N, 1] each
-    right = np.trunc(outputs).clip(0, 9) == labels  # As in the article
+    correct = np.trunc(outputs).clip(0, 9) == labels  # As in the article
     rounded = np.rint(outputs).clip(0, 9) == labels
-    return right, rounded, np.abs(outputs - labels).mean()
+    return correct, rounded, np.abs(outputs - labels).mean()
 
 
-def save_parameters(path, tensors, metadata):
-    """Write {name: paddle.Tensor} and metadata atomically; without tensors only try."""
+def save_parameters(path, tensors, metadata, dry_run=False):
+    """Write {name: paddle.Tensor} and metadata atomically; in a dry run only try to."""
     target = Path(os.path.realpath(path))  # A symbolic link stays one.
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
@@ -85,14 +88,14 @@ def save_parameters(path, tensors, metadata):
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             new = Path(folder, target.name)
             new.write_bytes(data)
-            if tensors:
+            if not dry_run:
                 new.replace(target)
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}") from None
 
 
-def train_one_epoch(network, optimizer, batches, epoch, every):
-    """Take a step for each batch and show every so many losses; return their mean."""
+def train_one_epoch(network, optimizer, batches, epoch, log_interval):
+    """Take a step for each batch, print some of the losses; return their mean."""
     network.train()
     losses = []
 
@@ -105,18 +108,18 @@ def train_one_epoch(network, optimizer, batches, epoch, every):
         optimizer.clear_grad()
 
         losses.append(loss.item())
-        if batch % every == 0:
+        if batch % log_interval == 0:
             print(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
     return np.mean(losses)
 
 
-def above(low, high=2**32, kind=int):
-    """Return a type for argparse: a number above low and below high."""
+def above(low, kind=int):
+    """Return a type for argparse: a number above low and below 2**32."""
 
     def number(text):
-        if low < kind(text) < high:
+        if low < kind(text) < 2**32:
             return kind(text)
-        raise argparse.ArgumentTypeError(f"must be above {low} and below {high}")
+        raise argparse.ArgumentTypeError(f"must be above {low} and below 2**32")
 
     return number
 
@@ -137,22 +140,19 @@ def parse_args():
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=10, help="passes over the images")
     add("--batch-size", type=above(0), default=16, help="images in a training step")
-    add("--lr", type=above(0, float("inf"), float), default=0.001, help="learning rate")
+    add("--lr", type=above(0, float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
 
-    add("--limit", type=above(0), help="use the first LIMIT images of each set")
+    add("--limit", type=above(0), help="images of each set, the first ones; None: all")
     add("--params", default="mnist.safetensors", help="write this file")
     return parser.parse_args()
 
 
 def main():
     args = parse_args()
-    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
-        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
-    save_parameters(args.params, {}, {})  # Better found out before the training.
+    save_parameters(args.params, {}, {}, dry_run=True)  # Fail now, not in an hour.
     choose_device(args.gpu)
 
     images, labels = (array[: args.limit] for array in read_builtin("train"))
@@ -171,20 +171,20 @@ def main():
         batches = ((images[chosen], labels[chosen]) for chosen in sampler)
         loss = train_one_epoch(network, optimizer, batches, epoch, 1000)
         seconds = time.perf_counter() - start
-        right, _, error = evaluate(network, [(images, labels)])
+        correct, _, error = evaluate(network, [(images, labels)])
         if not error <= 9:  # Two digits are at most 9 apart.
-            raise SystemExit("error: the loss has grown, use a smaller --lr")
+            raise SystemExit("error: training diverged, use a smaller --lr")
 
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
         save_parameters(args.params, network.state_dict(), metadata)
         done = epoch + 1
-        share = f"train {100 * right.mean():.2f} %"
-        print(f"epoch {done}/{args.epochs}  loss {loss:.4f}  {share}  {seconds:.1f} s")
+        result = f"loss {loss:.4f}  train {100 * correct.mean():.2f} %"
+        print(f"epoch {done}/{args.epochs}  {result}  {seconds:.1f} s")
 
-    right, rounded, error = evaluate(network, [(test_images, test_labels)])
-    correct = f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)"
-    share = f"rounded {100 * rounded.mean():.2f} %"
-    print(f"test: {correct}, {share}, mean error {error:.3f}")
+    correct, rounded, error = evaluate(network, [(test_images, test_labels)])
+    result = f"{correct.sum()} / {correct.size} correct ({100 * correct.mean():.2f} %)"
+    result += f", rounded {100 * rounded.mean():.2f} %"
+    print(f"test: {result}, mean error {error:.3f}")
     print(f"saved: {args.params}")
     print(f"next: python predict.py --samples 100 --params {shlex.quote(args.params)}")
 

@@ -55,6 +55,7 @@ IDX = [  # (which file, what becomes of it: a are images, b labels; what the err
 COMMANDS = [  # (script, arguments, what the error says)
     ("train_json", "--data nowhere.gz", "nowhere.gz: .*No such file"),
     ("train_json", "--lr 1e9 --limit 100 --params kept", "use a smaller --lr"),
+    ("train_async", "--lr 1e9 --limit 50 --epochs 1 --params kept", "a smaller --lr"),
     ("train_builtin", "--params work", "work: "),
     ("train_json", "--params work/mnist.json.gz", "work/mnist.json.gz: .*not a param"),
     ("train_async", "--params train_async.py", "train_async.py: .*not a parameters"),

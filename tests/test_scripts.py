@@ -17,13 +17,13 @@ FUNCTION = 35
 TOKENS = 10.5  # In a line of code, on average
 PARAGRAPH = 8  # Lines of code without a blank one
 SIZES = {  # Lines: (what was aimed at, what holds)
-    "show_batch.py": (70, 155),
-    "train_builtin.py": (120, 195),
+    "show_batch.py": (70, 153),
+    "train_builtin.py": (120, 193),
     "train_json.py": (160, 230),
     "train_async.py": (400, 580),
     "predict.py": (450, 1090),
     "*.py": (1200, 2250),
-    "tests/[ct]*.py": (800, 1080),  # conftest.py and the tests
+    "tests/[ct]*.py": (800, 1081),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
     "README.md": (140, 140),
