@@ -47,9 +47,9 @@ SURE = 0.85  # Below this probability a reading is not sure, and may be several 
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
 PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
-SLOPE = 0.08
-TRUST = 0.75
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
+SLOPE = 0.08  # Pixels a pixel: training distorts as much; steeper lines are levelled.
+TURNED = 0.75  # Below this mean probability a page may have been turned by 90°.
 
 # ---- picture -----------------------------------------------------------------------
 
@@ -69,8 +69,8 @@ def open_picture(path):
         with Image.open(path) as image:
             image.draft("RGB", (LONGEST, LONGEST))  # Decode a JPEG at a smaller size.
             image = ImageOps.exif_transpose(image)
-    except Exception as error:  # A broken file raises whatever its decoder likes.
-        raise Unreadable(f"{name_format(path)}: {error}") from None
+    except Exception:  # A broken file raises whatever its decoder likes.
+        raise Unreadable(name_format(path)) from None
 
     if image.mode[0] in "IF":  # 16 or 32 bits: from black to the brightest pixel
         values = np.float32(image)
@@ -312,9 +312,11 @@ def find_touching(frame, outlines, hole, loops):
     touching = np.zeros_like(frame)
     touching[inner] = frame[inner] & closed[side:-side, side:-side]
     labels, stats = cv2.connectedComponentsWithStats(touching)[1:3]
-    digits = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
-    digits[0] = False  # The paper
-    return np.uint8(digits[labels])
+
+    high = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
+    thick = labels[cv2.erode(touching, np.ones((3, 3))) > 0]  # Not the frame's rim
+    digits = np.intersect1d(np.flatnonzero(high), thick)
+    return np.uint8(np.isin(labels, digits))
 
 
 def find_parts(mask):
@@ -343,6 +345,14 @@ def find_parts(mask):
     return Parts(labels * rest, boxes, areas, along, writing, inside, rooms)
 
 
+class Page(NamedTuple):
+    """A picture whose digits are WRITING pixels high, and its ink."""
+
+    colours: np.ndarray  # uint8 [H, W, 3]
+    ink: np.ndarray  # float32 [H, W], in grey levels
+    mask: np.ndarray  # uint8 [H, W], 1 for ink
+
+
 def find_writing(colours, size, rules):
     """Return the ink of a picture, its mask without lines, and the lines' mask.
 
@@ -354,7 +364,8 @@ def find_writing(colours, size, rules):
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
     thickness = 3 + size // 6
     rest = drop_lines(mask & ~rules, thickness, size // 2)
-    rest = drop_remains(rest, mask & ~rest, thickness)
+    if (mask & ~rest).any():
+        rest = drop_remains(rest, mask & ~rest, thickness)
     return ink, rest if rest.any() else mask, mask & ~rest
 
 
@@ -369,10 +380,7 @@ def drop_remains(mask, lines, thickness):
 
 
 def find_page(colours):
-    """Return a picture, its ink and the ink's mask, scaled: digits are WRITING high.
-
-    Raises Unreadable if there is no ink.
-    """
+    """Return the Page of a picture; raises Unreadable if there is no ink."""
     side, longest = min(colours.shape[:2]), max(colours.shape[:2])
     if side > SMALL:  # Strokes are narrower than a fifth of the picture.
         scale = min(1, 600 / longest)
@@ -382,12 +390,12 @@ def find_page(colours):
 
     rules = np.zeros(colours.shape[:2], np.uint8)
     for _ in range(3):  # A frame may hide its digits at first.
-        page = resize(colours, scale)
-        rules = cv2.resize(255 * rules, page.shape[1::-1], interpolation=cv2.INTER_AREA)
+        scaled = resize(colours, scale)
+        shape = scaled.shape[1::-1]
+        rules = cv2.resize(255 * rules, shape, interpolation=cv2.INTER_AREA)
         rules = np.uint8(rules > 0)
-        ink, mask, rules = find_writing(page, size, rules)
+        ink, mask, rules = find_writing(scaled, size, rules)
         parts = find_parts(mask)
-
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
         if parts.writing.sum() > MOST:
@@ -400,11 +408,11 @@ def find_page(colours):
             rules[:] = 0
         scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
         size = WRITING
-    return page, ink, keep_table(mask, rules)
+    return Page(scaled, ink, keep_table(mask, rules))
 
 
 def keep_table(mask, rules):
-    """Return the mask with lines that digits do not cross: they part a table's cells."""
+    """Return the mask with lines that no digit crosses: they part a table's cells."""
     rules = cv2.dilate(rules, np.ones((3, 3)))  # Without gaps
     labels, stats = cv2.connectedComponentsWithStats(mask)[1:3]
     digits = np.flatnonzero(stats[1:, cv2.CC_STAT_HEIGHT] > WRITING / 2) + 1
@@ -418,15 +426,15 @@ def keep_table(mask, rules):
     return table
 
 
-def level(images, slope):
-    """Return images turned by a slope, in pixels a pixel, as much as lines fall."""
-    height, width = images[0].shape[:2]
-    angle = math.degrees(math.atan(slope))
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1)
+def level(page, slope):
+    """Return a Page turned until its lines, which fall by a slope, are level."""
+    height, width = page.mask.shape
+    middle = width / 2, height / 2
+    matrix = cv2.getRotationMatrix2D(middle, math.degrees(math.atan(slope)), 1)
     size = np.abs(matrix[:, :2]) @ [width, height]
-    matrix[:, 2] += (size - [width, height]) / 2
-    size = tuple(map(int, size))
-    return [cv2.warpAffine(image, matrix, size) for image in images]
+    matrix[:, 2] += size / 2 - middle
+    size = size.astype(int)
+    return Page(*(cv2.warpAffine(image, matrix, size) for image in page))
 
 
 def join_parts(parts):
@@ -789,30 +797,57 @@ def write_line(symbols):
     return text
 
 
-def read_page(reader, ink, parts, cutting):
-    """Return the text of a page and its Symbols, in the order in which people read."""
+class Reading(NamedTuple):
+    """What was read on a page."""
+
+    text: str
+    symbols: list  # of Symbols, in the order in which people read
+    page: Page  # Level
+    parts: Parts
+
+    def trust(self):
+        return sum(s.probability for s in self.symbols) / max(1, len(self.symbols))
+
+
+def read_page(reader, page, single):
+    """Return the Reading of a Page; single: all its ink is one digit."""
+    parts = find_parts(page.mask)
+    slope = find_slope(parts.boxes[parts.writing])
+    if abs(slope) > SLOPE:
+        page = level(page, slope)
+        parts = find_parts(page.mask)
+    if single:
+        parts = join_parts(parts)
+
     cells = {}
     for cell in (-1, *parts.rooms):
         inside = np.flatnonzero(parts.writing & (parts.cells == cell))
         lines = [inside[line] for line in find_lines(parts.boxes[inside])]
-        lines = [find_symbols(ink, parts, line) for line in lines]
+        lines = [find_symbols(page.ink, parts, line) for line in lines]
         cells[cell] = [line for line in lines if line]
-    unread = [s for lines in cells.values() for line in lines for s in line]
-    reader.read(unread, cutting)
+    symbols = [s for lines in cells.values() for line in lines for s in line]
+    reader.read(symbols, cutting=not single)
 
-    rows = []
-    for line in cells.pop(-1):
-        rows.append((line[0].box[1], write_line(line), line))
-    filled = [cell for cell in cells if cells[cell]]
-    boxes = np.array([parts.rooms[cell] for cell in filled]).reshape(-1, 4)
+    rows = write_rows(cells, parts.rooms)
+    text = " ".join(text for _, text, _ in rows)
+    symbols = [symbol for _, _, symbols in rows for symbol in symbols]
+    return Reading(text, symbols, page, parts)
+
+
+def write_rows(cells, rooms):
+    """Return (top, text, Symbols) of each row, downwards: of lines, and of cells.
+
+    Cells are {number: its lines of Symbols}, rooms their boxes; -1 is in no cell.
+    """
+    rows = [(line[0].box[1], write_line(line), line) for line in cells[-1]]
+    filled = [cell for cell in rooms if cells[cell]]
+    boxes = np.array([rooms[cell] for cell in filled]).reshape(-1, 4)
 
     for row in find_lines(boxes):
         lines = [cells[filled[i]] for i in row]
         symbols = [symbol for cell in lines for line in cell for symbol in line]
         rows.append((boxes[row, 1].min(), write_row(lines, boxes[row]), symbols))
-    rows.sort(key=lambda row: row[0])  # Downwards
-    text = " ".join(text for _, text, _ in rows)
-    return text, [symbol for _, _, symbols in rows for symbol in symbols]
+    return sorted(rows, key=lambda row: row[0])
 
 
 def write_row(cells, boxes):
@@ -826,6 +861,19 @@ def write_row(cells, boxes):
     return space.join(texts)
 
 
+def read_turned(reader, page, single):
+    """Return the Reading of a Page as it lies, or turned by 90° if that is likelier."""
+    reading = read_page(reader, page, single)
+    few = len(reading.symbols) < 6  # They may look right in any position.
+    if few or reader.regression or reading.trust() > TURNED:
+        return reading
+
+    left = Page(*(np.ascontiguousarray(np.rot90(image)) for image in page))
+    right = Page(*(np.ascontiguousarray(np.rot90(image, 3)) for image in page))
+    turned = [read_page(reader, left, single), read_page(reader, right, single)]
+    return max([reading, *turned], key=Reading.trust)
+
+
 def read_picture(reader, colours):
     """Return the text of a picture, its Symbols, and {title: picture} of the steps.
 
@@ -837,37 +885,23 @@ def read_picture(reader, colours):
         steps["sheet laid flat"] = lay_flat(colours, corners)
 
     try:
-        images = find_page(steps.get("sheet laid flat", colours))
+        page = find_page(steps.get("sheet laid flat", colours))
     except Unreadable:
         if corners is None:
             raise
-        images = find_page(colours)  # It was no sheet.
+        page = find_page(colours)  # It was no sheet.
 
     single = max(colours.shape[:2]) <= 28  # What has MNIST's size is one digit.
-    readings = []
-    for turns in (0, 1, 3):
-        turned = [np.ascontiguousarray(np.rot90(image, turns)) for image in images]
-        page, ink, mask = turned
-        parts = join_parts(find_parts(mask)) if single else find_parts(mask)
-        slope = find_slope(parts.boxes[parts.writing])
-        if abs(slope) > SLOPE:
-            page, ink, mask = level(turned, slope)
-            parts = find_parts(mask)
-        text, symbols = read_page(reader, ink, parts, not single)
-        trust = np.mean([s.probability for s in symbols]) if symbols else 0
-        readings.append((trust, text, symbols, page, ink, parts))
-        if turns == 0 and (reader.regression or trust > TRUST or len(symbols) < 6):
-            break
-    trust, text, symbols, page, ink, parts = max(readings, key=lambda r: r[0])
+    text, symbols, page, parts = read_turned(reader, page, single)
     if not symbols:
         raise Unreadable("there is no writing in the picture")
 
-    steps["ink"] = ink
+    steps["ink"] = page.ink
     steps["lines and frames removed"] = parts.writing[parts.labels]
+    steps["digits found"] = page.colours
     for symbol in symbols:
         left, top, right, bottom = map(int, symbol.box)
-        cv2.rectangle(page, (left, top), (right, bottom), (255, 0, 0))
-    steps["digits found"] = page
+        cv2.rectangle(page.colours, (left, top), (right, bottom), (255, 0, 0))
     return text, symbols, steps
 
 
@@ -884,12 +918,12 @@ def read_raw(reader, colours):
 
 def read_digits(path):
     """Return the digits on a picture as uint8 [28, 28], in reading order, unread."""
-    _, ink, mask = find_page(open_picture(path))
-    parts = find_parts(mask)
+    page = find_page(open_picture(path))
+    parts = find_parts(page.mask)
     digits = []
     for line in find_lines(parts.boxes[parts.writing]):
         line = np.flatnonzero(parts.writing)[line]
-        symbols = find_symbols(ink, parts, line)
+        symbols = find_symbols(page.ink, parts, line)
         digits += [centre(s.ink, s.mask) for s in symbols if not s.text]
     return digits
 
@@ -1021,12 +1055,13 @@ def read_builtin(mode):
 
 
 def describe(reader, symbols):
-    """Return the least sure Symbol's probability, or a regression's outputs."""
+    """Return how probable it is that all is right, or a regression's outputs."""
     values = [symbol.probability for symbol in symbols]
     if reader.regression:
         return "output " + ", ".join(f"{value:.2f}" for value in values)
-    sure = "" if min(values) >= SURE else ", not sure"
-    percent = min(99.9, 100 * min(values))  # Nothing is certain.
+    probability = math.prod(values)
+    sure = "" if probability >= SURE else ", not sure"
+    percent = min(99.9, 100 * probability)  # Nothing is certain.
     return f"{percent:.1f} %{sure}"
 
 
