@@ -278,18 +278,13 @@ def find_frames(mask):
 
 def find_filled(outlines, parents, areas):
     """Return bool [N]: which outlines are holes that have enough ink inside."""
-    heights = np.array([cv2.boundingRect(outline)[3] for outline in outlines])
     is_hole = np.zeros(len(outlines), bool)
-    inside, tallest = np.zeros((2, len(outlines)))  # Of the ink in each hole
-
+    inside = np.zeros(len(outlines))  # The ink in each hole, in pixels
     for number, parent in enumerate(parents):  # A parent has the lower number.
         is_hole[number] = parent >= 0 and not is_hole[parent]
         if parent >= 0 and is_hole[parent]:
             inside[parent] += areas[number]
-            tallest[parent] = max(tallest[parent], heights[number])
-    # A speck in a zero does not make it a frame.
-    least = areas / np.where(tallest > heights / 8, 150, 50)
-    return is_hole & (inside > least)
+    return is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
 
 
 def find_touching(frame, outlines, hole, loops):
@@ -336,10 +331,10 @@ def find_parts(mask):
     along = along / np.maximum(1, np.hypot(width, height))
     # The edge of a desk, of a frame or of a scanner's lid
     other = (along > 0.3) & ((height < WRITING / 2) | (height > 2 * WRITING))
-
     for begin, above, end, below in rooms.values():  # An empty box beside others
         wide, high = width / (end - begin), height / (below - above)
         other |= (1 <= wide) & (wide < 1.3) & (1 <= high) & (high < 1.3)
+
     if writing[~other].any():
         writing[other] = False
     return Parts(labels * rest, boxes, areas, along, writing, inside, rooms)

@@ -83,12 +83,14 @@ def read_splits(path, limit=None):
 
 def draw_pair(images, rng):
     """Return two or three digits side by side: apart, touching or overlapping."""
-    canvas = np.zeros((28, 84), np.uint8)
-    left = 0
+    canvas = np.zeros((28, 3 * 32), np.uint8)
+    right = 0
     for image in images[rng.integers(2) :]:
-        place = canvas[:, left : left + 28]
-        np.maximum(place, image, out=place)
-        left += rng.integers(11, 23)
+        x, _, width, _ = cv2.boundingRect(image)
+        left = max(0, right + rng.integers(-5, 5))  # Pixels
+        right = left + width
+        place = canvas[:, left:right]
+        np.maximum(place, image[:, x : x + width], out=place)
     return cv2.dilate(canvas, np.ones((2, 2)))  # It will be reduced.
 
 
@@ -171,13 +173,13 @@ def hook(image, rng):
 
 
 def augment(images, labels, rng):
-    """Return images uint8 [N, 28, 28] distorted, a third blurred, some ones hooked."""
+    """Return images uint8 [N, 28, 28] distorted, a fifth blurred, some ones hooked."""
     count = len(images)
-    matrices = np.eye(2) + rng.uniform(-0.18, 0.18, (count, 2, 2))
+    matrices = np.eye(2) + rng.uniform(-0.21, 0.21, (count, 2, 2))
     shifts = 13.5 - matrices @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, (count, 2))
     transforms = np.concatenate([matrices, shifts[..., None]], axis=2)
     sigmas = rng.uniform(0.4, 1.6, count)
-    blurred = rng.random(count) < 1 / 3
+    blurred = rng.random(count) < 0.2
     hooked = (labels == 1) & (rng.random(count) < 0.2) & images.any((1, 2))
 
     distorted = np.empty_like(images)
@@ -332,15 +334,15 @@ OPTIMIZERS = {
 
 def make_optimizer(args, batches, network):
     """Return the optimizer, and its schedule: one cycle (Smith, 2018) or constant."""
-    steps = args.epochs * batches
-    # Paddle's cycle divides by zero under 6 steps.
-    schedule = paddle.optimizer.lr.OneCycleLR(args.lr, max(6, steps), phase_pct=0.2)
+    steps = max(6, args.epochs * batches)  # Paddle's cycle divides by zero under 6.
+    schedule = paddle.optimizer.lr.OneCycleLR(args.lr, steps, end_learning_rate=0)
     if args.schedule == "constant":
         schedule = paddle.optimizer.lr.LambdaDecay(args.lr, lambda step: 1)
 
     options = {}
     if args.optimizer == "adam":  # It remembers a tenth of the training.
-        options = {"beta2": max(0.9, 1 - 10 / steps), "use_multi_tensor": True}
+        beta2 = max(0.9, 1 - 10 / steps)
+        options = {"beta1": 0.7, "beta2": beta2, "use_multi_tensor": True}
     kind, _ = OPTIMIZERS[args.optimizer]
     return kind(schedule, parameters=network.parameters(), **options), schedule
 
