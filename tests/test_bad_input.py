@@ -16,14 +16,17 @@ import safetensors.numpy
 from conftest import ROOT, SCRIPTS, run, start, succeed
 from PIL import Image
 
+from predict import Reader
+from train_builtin import read_builtin
+from train_json import MNIST, choose_device, read_splits, save_parameters
+
 pack = gzip.compress
 DARK = [1, *[0] * 783]
 
 
 def end_with(images, labels):
-    """Return a file like mnist.json.gz, of one image a split, but for the last."""
-    one = [DARK], [5]
-    return pack(json.dumps([one, one, [images, labels]]).encode())
+    """Return a data file of one image a split, but for the last."""
+    return pack(json.dumps([([DARK], [5])] * 2 + [(images, labels)]).encode())
 
 
 JSON = [  # (mnist.json.gz, what the error says)
@@ -106,11 +109,10 @@ def contents(folder):
 @pytest.mark.parametrize("script, arguments", FLAGS)
 def test_wrong_flags_are_named(script, arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [f"{script}.py", *arguments.split()])
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match="2"):
         importlib.import_module(script).parse_args()
-    usage, line = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and usage.startswith("usage: ")
-    assert "error: " in line and arguments.split()[0] in line
+    pattern = f"usage: .*\n.*error: .*{arguments.split()[0]}.*\n"
+    assert re.fullmatch(pattern, capsys.readouterr().err)
 
 
 def test_wrong_files_get_one_line_and_leave_all_files(place):
@@ -123,19 +125,14 @@ def test_wrong_files_get_one_line_and_leave_all_files(place):
 
 
 def test_bad_json_is_refused_with_its_place(tmp_path):
-    from train_json import read_splits
-
     path = tmp_path / "bad.json.gz"
     for content, words in JSON:
         path.write_bytes(content)
-        with pytest.raises(SystemExit, match=rf"^error: {path}: .*{words}") as caught:
+        with pytest.raises(SystemExit, match=rf"\Aerror: {path}: .*{words}.*\Z"):
             read_splits(path)
-        assert "\n" not in str(caught.value)
 
 
 def test_the_courses_pixels_are_read_as_ours(folder, capsys):
-    from train_json import read_splits
-
     ours, course = folder / "work" / "mnist.json.gz", folder / "course.json.gz"
     splits = json.loads(gzip.decompress(ours.read_bytes()))
     floats = [[(np.array(images) / 256).tolist(), n] for images, n in splits]
@@ -146,8 +143,6 @@ def test_the_courses_pixels_are_read_as_ours(folder, capsys):
 
 
 def test_black_and_white_pixels_are_named(tmp_path, capsys):
-    from train_json import read_splits
-
     (tmp_path / "bw.json.gz").write_bytes(end_with([DARK], [5]))
     read_splits(tmp_path / "bw.json.gz")
     assert re.fullmatch("warning: .*bw.json.gz.*\n", capsys.readouterr().err)
@@ -155,20 +150,16 @@ def test_black_and_white_pixels_are_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind, change, words", IDX)
 def test_bad_idx_files_are_refused_by_name(kind, change, words, folder, monkeypatch):
-    from train_builtin import read_builtin
-
     monkeypatch.chdir(folder)
     paths = sorted(Path("work").glob("train-*ubyte.gz"))
     content = change(*(gzip.decompress(path.read_bytes()) for path in paths))
     bad = Path(f"work/train-{kind}-ubyte.gz")
-    bad.unlink() if content is None else bad.write_bytes(content)
+    bad.write_bytes(content) if content else bad.unlink()
     with pytest.raises(SystemExit, match=f"^error: work/train-.*ubyte.gz: .*{words}"):
         read_builtin("train")
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rest(place):
-    from train_json import MNIST, save_parameters
-
     before = contents(place)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Bytes
@@ -179,8 +170,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(place):
 
 
 def test_a_link_stays_and_what_it_names_is_written(tmp_path):
-    from train_json import MNIST, save_parameters
-
     link, target = tmp_path / "link", tmp_path / "target"
     link.symlink_to("target")
     for _ in range(2):  # The second time the target is there.
@@ -207,37 +196,32 @@ def test_output_that_nobody_reads_ends_a_script_in_silence(folder):
 
 def test_letters_that_the_console_lacks_are_replaced(folder):
     command = "train_json.py --epochs 1 --limit 100 --params é网络.safetensors"
-    status, out, err = run(folder, command, PYTHONIOENCODING="ascii")
-    assert (status, err) == (0, "") and "saved: " in out
+    done = run(folder, command, PYTHONIOENCODING="ascii")
+    assert done[0] == 0 and "saved: ???.safetensors" in done[1]
 
 
 @pytest.mark.filterwarnings("ignore:Skip loading")
-def test_bad_parameters_are_refused_by_their_name(place):
-    from predict import Reader
-
-    found = safetensors.numpy.load_file(place / "kept")
-    good = {name: found[name] for name in found if "optimizer." not in name}
-    other = {"0.weight": np.zeros((1, 2), np.float32)}
-
-    def save(tensors, network="cnn"):
-        metadata = json.dumps({"network": network, "loss": "cross_entropy"})
+def test_bad_parameters_are_refused_by_their_name(tmp_path):
+    def save(tensors, network="linear"):
+        metadata = json.dumps({"network": network, "loss": "regression"})
         return safetensors.numpy.save(tensors, {"mnist": metadata})
 
-    (place / "good").write_bytes(save(good))
-    Reader(place / "good")
-    files = {
-        "pickle": pickle.dumps(good),
-        "cut": save(good)[:-100],
-        "without metadata": safetensors.numpy.save(good),
-        "network": save(good, "resnet"),
-        "missing": save({}),
-        "surplus": save(good | {"more": np.zeros(3)}),
-        "shape": save(good | other),
-    }
-    for name, content in files.items():
-        (place / name).write_bytes(content)
-        with pytest.raises(SystemExit, match=f"^error: .*/{name}: .*$"):
-            Reader(place / name)
+    good = {"fc.weight": np.ones((784, 1), "f"), "fc.bias": np.ones(1, "f")}
+    path = tmp_path / "given"
+    path.write_bytes(save(good))
+    Reader(path)
+    for content in (
+        pickle.dumps(good),
+        save(good)[:-100],
+        safetensors.numpy.save(good),  # Without metadata
+        save(good, "resnet"),
+        save({}),
+        save(good | {"more": np.zeros(3)}),
+        save(good | {"fc.bias": np.ones(2, "f")}),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match=f"^error: {path}: not a parameters file"):
+            Reader(path)
 
 
 def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
@@ -256,13 +240,10 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
     names = " ".join([good[0], *bad, good[1]])
     status, out, err = run(place, f"predict.py --params kept {names}")
     assert status == 1 and re.findall("^(.*): .*$", out, re.M) == good
-    for name, line in zip(bad, err.splitlines(), strict=True):
-        assert line.startswith(f"error: {name}: "), err
+    assert [re.match("error: (.*?): ", s)[1] for s in err.splitlines()] == bad
     assert err.count("no ink") == len(blank)
 
 
 def test_missing_gpu_is_one_warning(capsys):
-    from train_json import choose_device
-
     choose_device(gpu=True)
     assert re.fullmatch("warning: .*GPU.*\n", capsys.readouterr().err)

@@ -11,9 +11,11 @@ import pytest
 import safetensors.numpy
 from conftest import ROOT, finish, run, start, succeed
 
+import train_async
+
 ARTICLE = "--network linear --loss regression --optimizer sgd --schedule constant"
 ARTICLE = f"{ARTICLE} --lr 0.001 --no-augment"
-LAUNCH = "-m paddle.distributed.launch --nproc_per_node {} --backend gloo"
+LAUNCH = "-m paddle.distributed.launch --backend gloo --nproc_per_node"
 OPTIMIZERS = ["adam", "momentum", "adagrad", "sgd"]
 
 
@@ -49,22 +51,22 @@ def test_first_command_ends_as_the_docstring_says(trained):
 def test_trained_network_doubts_what_is_no_digit_and_its_percentages_are_true(
     trained, mnist
 ):
-    import train_async as script
-
-    tensors, metadata = script.load_parameters(trained / "mnist.safetensors")
-    network = script.build_network("cnn", 11)
+    tensors, metadata = train_async.load_parameters(trained / "mnist.safetensors")
+    network = train_async.build_network("cnn", 11)
     network.set_state_dict({n: t for n, t in tensors.items() if "optimizer" not in n})
 
     def say(images, labels):
-        outputs, right = script.evaluate(network, "cross_entropy", images, labels)
-        logits = script.paddle.to_tensor(outputs / metadata["temperature"])
-        shares = script.F.softmax(logits).numpy()[:, :10].max(1)
+        outputs, right = train_async.evaluate(network, "cross_entropy", images, labels)
+        logits = train_async.paddle.to_tensor(outputs / metadata["temperature"])
+        shares = train_async.F.softmax(logits).numpy()[:, :10].max(1)
         return shares, right
 
     shares, right = say(*mnist["eval"])
     assert abs(shares.mean() - right.mean()) < 0.01
-    images, classes = script.add_no_digits(*mnist["eval"], np.random.default_rng(9))
-    strange = classes == script.NO_DIGIT
+    images, classes = train_async.add_no_digits(
+        *mnist["eval"], np.random.default_rng(9)
+    )
+    strange = classes == train_async.NO_DIGIT
     shares, _ = say(images[strange], classes[strange])
     assert strange.sum() >= 500 and (shares > 0.8).mean() < 0.15
 
@@ -88,11 +90,11 @@ def test_article_training_is_the_same_bit_for_bit(folder):
 
 
 def test_killed_trainings_leave_no_worker_and_resume_to_the_same_bytes(folder):
-    train = "train_async.py --epochs 2 --batch-size 20 --optimizer {0} --params "
-    whole = start(folder, *(f"{train}{{0}}.whole".format(o) for o in OPTIMIZERS))
+    train = "train_async.py --epochs 2 --batch-size 20 --optimizer"
+    whole = start(folder, *(f"{train} {o} --params whole.{o}" for o in OPTIMIZERS))
     workers = []
     for optimizer in OPTIMIZERS:
-        killed = start(folder, f"{train}{{0}}".format(optimizer))
+        killed = start(folder, f"{train} {optimizer} --params {optimizer}")
         until(killed, "^epoch: 1, ")
         workers += children(killed)
         killed.kill()
@@ -101,7 +103,7 @@ def test_killed_trainings_leave_no_worker_and_resume_to_the_same_bytes(folder):
     finish(whole)
     for optimizer in OPTIMIZERS:
         resumed = (folder / optimizer).read_bytes()
-        assert resumed == (folder / f"{optimizer}.whole").read_bytes(), optimizer
+        assert resumed == (folder / f"whole.{optimizer}").read_bytes(), optimizer
     assert len(workers) == 4 and not any(map(is_alive, workers))
 
 
@@ -110,10 +112,9 @@ def test_resuming_takes_other_data_and_more_epochs_and_knows_when_it_is_done(fol
     before = (folder / "done").read_bytes()
     (folder / "more").write_bytes(before)
     (folder / "work" / "mnist.json.gz").rename(folder / "own.json.gz")
-    resume = "train_async.py --resume --params"
-    out = succeed(
-        folder, f"{resume} done", f"{resume} more --epochs 2 --data own.json.gz"
-    )
+    more = "--params more --epochs 2 --data own.json.gz"
+    resume = "train_async.py --resume"
+    out = succeed(folder, f"{resume} --params done", f"{resume} {more}")
     assert out.startswith("1 epochs are done already: ask for more --epochs\n")
     assert (folder / "done").read_bytes() == before
     assert "\nresuming: 1 epochs are done\nthe rate goes on at " in out
@@ -157,9 +158,8 @@ def test_ctrl_c_is_one_true_line(script, folder):
 
 def test_two_processes_learn_what_one_learns(folder):
     flags = "--epochs 8 --batch-size 40 --limit 498 --no-augment"  # The same images
-    command = f"train_async.py {flags} --params"
-    one = start(folder, f"{command} one")
-    status, out, err = run(folder, f"{command} two", launcher=LAUNCH.format(2))
+    one = start(folder, f"train_async.py {flags} --params one")
+    status, out, err = run(folder, f"{LAUNCH} 2 train_async.py {flags}")
     assert status == 0, out + err
     assert out.count("test: ") == 1 and "images (20, 1, 28, 28)" in out
     assert abs(correct(finish(one)) - correct(out)) <= 2
@@ -168,12 +168,9 @@ def test_two_processes_learn_what_one_learns(folder):
 def test_the_launcher_with_one_process_trains_and_its_leavings_are_named(
     folder, monkeypatch
 ):
-    from train_async import start_processes
-
-    command = "train_async.py --epochs 1 --limit 100"
-    status, out, err = run(folder, command, launcher=LAUNCH.format(1))
+    command = f"{LAUNCH} 1 train_async.py --epochs 1 --limit 100"
+    status, out, err = run(folder, command)
     assert status == 0 and "test: " in out, out + err
-    left = "127.0.0.1:6070,127.0.0.1:6071"
-    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", left)
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "127.0.0.1:6070,127.0.0.1:6071")
     with pytest.raises(SystemExit, match="^error: .*ENDPOINTS"):
-        start_processes()
+        train_async.start_processes()
