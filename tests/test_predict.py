@@ -34,9 +34,10 @@ def box(*numbers, margin=0):
 
 
 def pair(one, other):
-    """Return two test digits that touch, uint8 [H, W]."""
+    """Return two test digits that share a column of pixels, uint8 [H, W]."""
     left, right = (TEST[n][:, TEST[n].any(0)] for n in (one, other))
-    digits = np.pad(np.hstack([left[:, :-1], right]), 14)
+    shared = np.maximum(left[:, -1:], right[:, :1])
+    digits = np.pad(np.hstack([left[:, :-1], shared, right[:, 1:]]), 14)
     return cv2.resize(255 - digits, None, fx=5, fy=5, interpolation=2)
 
 
