@@ -24,7 +24,7 @@ SIZES = {  # Lines: (what was aimed at, what holds)
     "train_async.py": (400, 580),
     "predict.py": (450, 1090),
     "*.py": (1200, 2250),
-    "tests/[ct]*.py": (800, 1046),  # conftest.py and the tests
+    "tests/[ct]*.py": (800, 1038),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
     "README.md": (140, 140),
