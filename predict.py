@@ -762,7 +762,7 @@ def find_cuts(mask):
 def find_spans(mask, cuts):
     """Return (begin, end), indices of cuts between which a digit may be, by end."""
     height, width = mask.shape
-    thinnest, widest = height / 8, min(1.2 * height, width)  # A 1; a wide 0, not all
+    thinnest, widest = height / 8, min(height, width)  # A 1; a wide 0, not all
     spans = []
 
     for end, stop in enumerate(cuts):

@@ -1,14 +1,12 @@
 """What the tests share: the scripts, small real data, and ways to run them."""
 
 import gzip
-import json
 import os
 import re
+import shlex
 import shutil
-import struct
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["train_builtin", "train_json", "train_async", "predict", "show_batch"]
-KINDS = ["images-idx3", "labels-idx1"]  # Of MNIST's files.
-sys.path.insert(0, str(ROOT))  # For the few tests that import a script.
-POOL = ThreadPoolExecutor(2)  # Most of a short run is `import paddle`: two at a time.
+KINDS = ["images-idx3", "labels-idx1"]  # MNIST's files of a set
+sys.path.insert(0, str(ROOT))  # For the tests that import a script.
 # What a notebook and a launcher leave behind must not matter.
 ENVIRONMENT = os.environ | {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -35,38 +32,28 @@ def read_idx(name):
     return np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
-def write_json(path, splits):
-    """Write splits, (images [N, 28, 28], labels) each, as mnist.json.gz is written."""
-    lists = [[i.reshape(-1, 784).tolist(), n.tolist()] for i, n in splits]
-    path.write_bytes(gzip.compress(json.dumps(lists).encode(), 1))
+@pytest.fixture(scope="session")
+def mnist():
+    """All of work/mnist.json.gz: {mode: (images uint8 [N, 28, 28], labels)}."""
+    from train_json import read_splits
 
-
-def write_idx(work, prefix, *arrays):
-    """Write images and labels as two of MNIST's files."""
-    for kind, array in zip(KINDS, arrays):
-        header = struct.pack(f">{1 + array.ndim}I", 2048 + array.ndim, *array.shape)
-        data = gzip.compress(header + array.tobytes(), 1)
-        (work / f"{prefix}-{kind}-ubyte.gz").write_bytes(data)
+    return read_splits(ROOT / "work" / "mnist.json.gz")
 
 
 @pytest.fixture(scope="session")
-def splits():
-    """The first of MNIST: three pairs of images uint8 [N, 28, 28] and labels."""
-    parts = ("train", 0, 600), ("train", 50000, 50200), ("t10k", 0, 200)
-    return [[read_idx(f"{x}-{kind}")[a:b] for kind in KINDS] for x, a, b in parts]
-
-
-@pytest.fixture(scope="session")
-def small_work(splits, tmp_path_factory):
-    """A folder work/ like the project's own, with a thousand images in all."""
-    work = tmp_path_factory.mktemp("small") / "work"
+def small_work(tmp_path_factory):
+    """A folder work/ that make_data.py made of the first 600 and 200 images."""
+    home = tmp_path_factory.mktemp("small")
+    work = home / "work"
     work.mkdir()
-    write_json(work / "mnist.json.gz", splits)
-    write_idx(work, "train", *splits[0])
-    write_idx(work, "t10k", *splits[2])
+    for name, count in ("train", 600), ("t10k", 200):
+        for kind, size in zip(KINDS, (16 + 784 * count, 8 + count)):
+            file = f"{name}-{kind}-ubyte.gz"
+            data = gzip.decompress((ROOT / "work" / file).read_bytes())
+            data = data[:4] + count.to_bytes(4, "big") + data[8:size]
+            (work / file).write_bytes(gzip.compress(data, 1))
+    succeed(home, "work/make_data.py")
     (work / "train-labels-idx1-ubyte (1).gz").touch()  # A browser's second copy
-    for picture in ROOT.glob("work/example_*.png"):
-        shutil.copy(picture, work)
     return work
 
 
@@ -77,12 +64,18 @@ def folder(small_work, tmp_path):
     return tmp_path
 
 
-def start(folder, script, *arguments, launcher=(), **variables):
-    """Start a script from its copy in the folder, alone beside work/."""
-    if not (folder / f"{script}.py").exists():
-        shutil.copy(ROOT / f"{script}.py", folder)
+def start(folder, *commands, **variables):
+    """Start a command, or several in one process, on copies of the scripts."""
+    for command in commands:
+        script = re.search(r"\S+\.py", command)[0]
+        if not (folder / script).exists():
+            shutil.copy(ROOT / script, folder / script)
+    arguments = [ROOT / "tests" / "commands.py", *commands]
+    if len(commands) == 1:
+        arguments = shlex.split(commands[0])
+
     return subprocess.Popen(
-        [sys.executable, *launcher, f"{script}.py", *map(str, arguments)],
+        [sys.executable, *arguments],
         cwd=folder,
         env=ENVIRONMENT | variables,
         start_new_session=True,
@@ -93,26 +86,23 @@ def start(folder, script, *arguments, launcher=(), **variables):
     )
 
 
-def run(folder, script, *arguments, **options):
-    """Run a script to its end; return (status, stdout, stderr)."""
-    process = start(folder, script, *arguments, **options)
+def run(folder, *commands, **options):
+    """Run commands to their end; return (status, stdout, stderr)."""
+    process = start(folder, *commands, **options)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
-def succeed(folder, script, *arguments):
-    """Run a script that must succeed and be quiet; return what it printed."""
-    status, out, err = run(folder, script, *arguments)
-    assert (status, err) == (0, ""), out + err
+def finish(process):
+    """Wait for a process that must succeed and be quiet; return what it printed."""
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, ""), out + err
     return out
 
 
-def refused(folder, script, *arguments, **options):
-    """Run a script on bad input; return the one line that it says, or all it says."""
-    status, _, err = run(folder, script, *arguments, **options)
-    if status != 0 and re.fullmatch("error: .*\n", err):
-        return err.strip()
-    return f"{status}: not refused in one line, but:\n{err}"
+def succeed(folder, *commands):
+    """Run commands that must succeed and be quiet; return what they printed."""
+    return finish(start(folder, *commands))
 
 
 @pytest.fixture(scope="session")
@@ -120,5 +110,5 @@ def trained(tmp_path_factory):
     """A folder with all of work/ where the README's first training was run."""
     home = tmp_path_factory.mktemp("trained")
     (home / "work").symlink_to(ROOT / "work")
-    (home / "out.txt").write_text(succeed(home, "train_async", "--epochs", 3))
+    (home / "out.txt").write_text(succeed(home, "train_async.py --epochs 3"))
     return home

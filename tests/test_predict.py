@@ -1,55 +1,62 @@
 """From pictures to digits: each step alone, then the pages that people have."""
 
 import re
+import shlex
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, read_idx, run, succeed
+from conftest import ROOT, read_idx, succeed
 from PIL import Image
 
 import predict
 
 EXAMPLES = [f"work/example_{digit}.png" for digit in range(10)]
-TEST = read_idx("t10k-images-idx3")  # It begins with 7 2 1 0 4 1 4 9 5 9.
+TEST = read_idx("t10k-images-idx3")
+LABELS = read_idx("t10k-labels-idx1")  # 7 2 1 0 4 1 4 9 5 9 ...
+
+
+def white(width):
+    """Return white paper as high as a row of digits."""
+    return np.full((272, width), 255, np.uint8)
 
 
 def row(*numbers, gap=12):
     """Lay test digits side by side on white, uint8 [272, W], four times as large."""
     parts = [np.pad(TEST[n], ((20, 20), (gap // 2, gap // 2))) for n in numbers]
-    image = Image.fromarray(255 - np.hstack(parts))
-    return np.array(image.resize([4 * side for side in image.size], Image.BICUBIC))
+    return cv2.resize(255 - np.hstack(parts), None, fx=4, fy=4, interpolation=2)
 
 
-def framed(picture, edge=3):
-    """Draw a frame 20 pixels inside a picture's rim."""
-    height, width = picture.shape
-    corners = (20, 20), (width - 21, height - 21)
-    return cv2.rectangle(picture.copy(), *corners, 90, edge)
+def box(*numbers, margin=0):
+    """Return a row of test digits with a frame 20 pixels inside its rim."""
+    page = np.hstack([white(margin), row(*numbers), white(margin)])
+    return cv2.rectangle(page, (20, 20), (page.shape[1] - 21, 251), 90, 3)
 
 
-@pytest.fixture(scope="session")
-def read(trained):
-    """A function: what predict.py says of pictures, [(text, percentage, the rest)]."""
-
-    def read(*arguments):
-        out = succeed(trained, "predict", *arguments)
-        said = re.findall(r"^.*?: (.+)  \((\d+\.\d) %(.*)\)$", out, re.M)
-        return [(text, float(percent), rest) for text, percent, rest in said]
-
-    return read
+def pair(one, other):
+    """Return two test digits that share a column of pixels, uint8 [H, W]."""
+    left, right = (TEST[n][:, TEST[n].any(0)] for n in (one, other))
+    shared = np.maximum(left[:, -1:], right[:, :1])
+    digits = np.pad(np.hstack([left[:, :-1], shared, right[:, 1:]]), 14)
+    return cv2.resize(255 - digits, None, fx=5, fy=5, interpolation=2)
 
 
-@pytest.fixture
-def texts(read, tmp_path):
-    """A function: save arrays as pictures, and return what is read in each."""
-
-    def texts(*pictures):
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(tmp_path / f"{number:03d}.png")
-        return [text for text, _, _ in read(*sorted(tmp_path.glob("*.png")))]
-
-    return texts
+INDENTED = np.hstack([white(120), row(0, 1)])
+TABLE = np.hstack([box(0, 1), box(2, 3, 5)])
+PAGES = {  # What it shows: (what is to be read, the page)
+    "a number": ("7210", row(0, 1, 2, 3)),
+    "two lines": ("721 041", np.vstack([row(0, 1, 2), row(3, 4, 5)])),
+    "a space": ("72 10", np.hstack([row(0, 1), white(260), row(2, 3)])),
+    "a point": ("7.2", cv2.circle(row(0, 1, gap=24), (180, 178), 6, 0, -1)),
+    "a minus": ("-72", cv2.line(INDENTED, (50, 136), (95, 136), 0, 9)),
+    "boxes": ("7210", np.hstack([box(n, margin=60) for n in range(4)])),
+    "a table": ("72 101 72 101", np.vstack([TABLE, TABLE])),
+    "a cut frame": ("7", cv2.line(row(0), (8, 0), (8, 271), 40, 8)),
+}
+PAIRS = (0, 3), (1, 7), (3, 4), (8, 1), (4, 7), (9, 3)
+PAIRS = {f"{LABELS[a]}{LABELS[b]}": pair(a, b) for a, b in PAIRS}
+LETTERS = {s: cv2.putText(white(272), s, (70, 190), 0, 5, 0, 12) for s in "AEFHKMRWX&%"}
+MNIST = {f"{n:03}": TEST[n] if n % 2 else 255 - TEST[n] for n in range(300)}
 
 
 def test_a_sheet_on_a_desk_is_found_and_laid_flat():
@@ -103,121 +110,109 @@ def test_cuts_lie_where_digits_touch():
     assert prices[0] == 0 and max(prices[2:-2]) < 0.2
 
 
-def test_example_pictures_are_read(read):
-    said = read(*EXAMPLES)
-    assert [text for text, _, _ in said] == list("0123456789")
-    source = (ROOT / "predict.py").read_text("utf-8")
-    promised = re.search(r"work/example_0.png: 0  \((.*) %\)", source)[1]
-    assert abs(said[0][1] - float(promised)) < 3
-    assert not any("not sure" in rest for _, _, rest in said)
-    # The article's way reads half of them wrong.
-    raw = [text for text, _, _ in read("--raw", *EXAMPLES)]
-    assert sum(a == b for a, b in zip(raw, "0123456789")) < 8
-
-
-def test_mnist_itself_is_read_as_the_network_reads_it(texts):
-    images = [image if n % 2 else 255 - image for n, image in enumerate(TEST[:300])]
-    labels = read_idx("t10k-labels-idx1")[:300]
-    right = [text == str(k) for text, k in zip(texts(*images), labels, strict=True)]
-    assert sum(right) >= 296
-
-
-def test_numbers_lines_spaces_and_signs(texts):
-    wide = np.hstack([row(0, 1), np.full((272, 260), 255, np.uint8), row(2, 3)])
-    dot = row(0, 1, gap=24)
-    cv2.circle(dot, (180, 178), 6, 0, -1)
-    minus = np.hstack([np.full((272, 120), 255, np.uint8), row(0, 1)])
-    cv2.line(minus, (50, 136), (95, 136), 0, 9)
-    pages = row(0, 1, 2, 3), np.vstack([row(0, 1, 2), row(3, 4, 5)]), wide, dot, minus
-    assert texts(*pages) == ["7210", "721 041", "72 10", "7.2", "-72"]
-
-
-def test_boxes_are_a_number_and_a_tables_cells_are_words(texts):
-    boxes = np.hstack(
-        [
-            framed(np.pad(row(n), ((0, 0), (60, 60)), constant_values=255))
-            for n in range(4)
-        ]
-    )
-    table = np.vstack([np.hstack([framed(row(0, 1)), framed(row(2, 3, 5))])] * 2)
-    cut = cv2.line(row(0), (8, 0), (8, 271), 40, 8)  # A frame that leaves the picture
-    assert texts(boxes, table, cut) == ["7210", "72 101 72 101", "7"]
-
-
-def test_touching_digits_are_cut(texts):
-    pairs = []
-    for one, other in ((0, 3), (1, 7), (3, 4), (8, 1), (4, 7), (9, 3)):
-        left, right = (TEST[n][:, np.flatnonzero(TEST[n].any(0))] for n in (one, other))
-        pair = np.pad(np.hstack([left[:, :-1], np.maximum(right, 0)]), 14)
-        pairs.append(cv2.resize(255 - pair, None, fx=5, fy=5, interpolation=2))
-    wanted = ["70", "29", "04", "52", "49", "90"]
-    assert sum(a == b for a, b in zip(texts(*pairs), wanted)) >= 4
-
-
-def test_blank_paper_is_blank_and_letters_are_doubted(trained, tmp_path):
-    noise = np.random.default_rng(0).normal(0, 3, (400, 600))
-    light = np.linspace(250, 140, 600) + noise  # Falls off by 45 %
-    Image.fromarray(light.clip(0, 255).astype(np.uint8)).save(tmp_path / "blank.png")
-    status, out, err = run(trained, "predict", tmp_path / "blank.png")
-    assert (status, out) == (1, "") and "no ink" in err
-    letters = [tmp_path / f"{letter}.png" for letter in "AEFHKMRWX&%"]
-    for path in letters:
-        page = np.full((300, 300), 255, np.uint8)
-        cv2.putText(page, path.stem, (90, 200), 0, 5, 0, 12, cv2.LINE_AA)
-        Image.fromarray(page).save(path)
-    out = succeed(trained, "predict", *letters)
-    doubted = [line for line in out.splitlines() if "?" in line or "not sure" in line]
-    assert len(doubted) >= 7, out
-
-
-def test_every_form_of_a_picture_is_read(read, tmp_path):
+def save_forms(folder):
+    """Save a seven in every form that a picture may have."""
     grey = Image.fromarray(row(0))
     exif = Image.Exif()
     exif[0x0112] = 6  # A phone notes how it was held.
-    grey.rotate(90, expand=True).save(tmp_path / "a turned.jpg", exif=exif)
-    grey.convert("1").save(tmp_path / "b black and white.png")
-    grey.convert("P").save(tmp_path / "c palette.gif")
-    grey.convert("CMYK").save(tmp_path / "d cmyk.jpg")
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 128)
-    deep.save(tmp_path / "e sixteen bits.png")
-    Image.fromarray(np.float32(grey) / 255).save(tmp_path / "f floats.tiff")
-    for name, ink in (("g", "black"), ("h", "white")):
+    grey.rotate(90, expand=True).save(folder / "turned.jpg", exif=exif)
+    grey.convert("1").save(folder / "black and white.png")
+    grey.convert("P").save(folder / "palette.gif")
+    grey.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.uint16(grey) * 128).save(folder / "sixteen bits.png")
+    Image.fromarray(np.float32(grey) / 255).save(folder / "floats.tiff")
+    for ink in ("black", "white"):
         clear = Image.new("RGBA", grey.size, ink)
         clear.putalpha(Image.eval(grey, lambda value: 255 - value))
-        clear.save(tmp_path / f"{name} {ink} on a transparent ground.png")
-    grey.resize((13000, 15800)).save(tmp_path / "i huge.jpg")  # 205 megapixels
-    grey.save(tmp_path / "j 照片.webp")
-    said = read(*sorted(tmp_path.iterdir()))
-    assert [text for text, _, _ in said] == ["7"] * 10
+        clear.save(folder / f"{ink} on a transparent ground.png")
+    grey.resize((13000, 15800)).save(folder / "huge.jpg")  # 205 megapixels
+    grey.save(folder / "照片.webp")
+
+
+def read(folder, *arguments):
+    """Return what predict.py says: {folder: {picture: (text, what is in brackets)}}."""
+    out = succeed(folder, shlex.join(["predict.py", *map(str, arguments)]))
+    said = {}
+    for line in re.findall(r"^.*?(\w+)/([^/]+)\.\w+: (.+)  \((.*)\)$", out, re.M):
+        kind, name, *text_and_note = line
+        said.setdefault(kind, {})[name] = text_and_note
+    return said
+
+
+@pytest.fixture(scope="module")
+def said(trained, tmp_path_factory):
+    """What predict.py says of all pictures, which it gets in one command."""
+    home = tmp_path_factory.mktemp("pictures")
+    pages = {name: page for name, (_, page) in PAGES.items()}
+    kinds = {"pages": pages, "pairs": PAIRS, "letters": LETTERS, "mnist": MNIST}
+    for kind, pictures in kinds.items():
+        (home / kind).mkdir()
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(home / kind / f"{name}.png")
+    (home / "forms").mkdir()
+    save_forms(home / "forms")
+    return read(trained, *EXAMPLES, *sorted(home.glob("*/*")))
+
+
+def test_example_pictures_are_read(said):
+    texts, notes = zip(*said["work"].values())
+    assert texts == tuple("0123456789") and "not sure" not in str(notes)
+    source = (ROOT / "predict.py").read_text("utf-8")
+    promised = re.search(r"work/example_0.png: 0  \((.*) %\)", source)[1]
+    assert abs(float(notes[0].split()[0]) - float(promised)) < 3
+
+
+def test_the_articles_way_misreads_some_of_them(trained):
+    texts, _ = zip(*read(trained, "--raw", *EXAMPLES)["work"].values())
+    assert sum(a == b for a, b in zip(texts, "0123456789", strict=True)) < 8
+
+
+def test_mnist_itself_is_read_as_the_network_reads_it(said):
+    texts, _ = zip(*said["mnist"].values())
+    assert sum(a == str(b) for a, b in zip(texts, LABELS[:300], strict=True)) >= 296
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_read(page, said):
+    assert said["pages"][page][0] == PAGES[page][0]
+
+
+def test_touching_digits_are_cut(said):
+    assert sum(said["pairs"][text][0] == text for text in PAIRS) >= 4
+
+
+def test_letters_are_doubted(said):
+    lines = [" ".join(said["letters"][letter]) for letter in LETTERS]
+    assert sum("?" in line or "not sure" in line for line in lines) >= 7, lines
+
+
+def test_every_form_of_a_picture_is_read(said):
+    assert [text for text, _ in said["forms"].values()] == ["7"] * 10
 
 
 def test_samples_stand_beside_their_labels_and_wrong_ones_are_marked(folder):
-    succeed(folder, "train_builtin", "--epochs", 3)
-    out = succeed(folder, "predict", "--samples", 40)
-    labels, digits = (
-        "".join(re.findall(rf"^{word}(.*)$", out, re.M)).split()
-        for word in ("label", "digit")
-    )
+    train = "train_builtin.py --epochs 3"
+    out = succeed(folder, train, "predict.py --samples 40", f"predict.py {EXAMPLES[9]}")
+    rows = re.findall("^label (.*)\ndigit (.*)$", out, re.M)
+    labels, digits = (" ".join(part).split() for part in zip(*rows))
     wrong = sum(a != b for a, b in zip(labels, digits, strict=True))
     assert out.count("^") == wrong > 5 and f"{40 - wrong} / 40" in out
-    assert re.search(
-        r": \d  \(output -?\d+\.\d\d\)", succeed(folder, "predict", EXAMPLES[9])
-    )
+    assert re.search(r": \d  \(output -?\d+\.\d\d\)\n$", out)
 
 
-def test_the_test_set_is_counted_and_the_misread_are_drawn(trained):
-    out = succeed(trained, "predict", "--test", "--show")
-    counts = np.array([re.findall(r"\d+", line)[1:] for line in out.splitlines()[1:11]])
-    right = np.trace(counts.astype(int))
-    assert counts.astype(int).sum() == 10000 and f"{right} / 10000 correct" in out
-    with Image.open(trained / "show_predict.png") as drawn:
+def test_the_test_set_is_counted_and_the_misread_are_drawn(folder):
+    out = succeed(folder, "train_async.py --epochs 2", "predict.py --test --show")
+    table = out.split("label    read as")[1].splitlines()[1:11]
+    counts = np.array([line.split()[1:] for line in table], int)
+    assert counts.sum() == 200 and f"\n{np.trace(counts)} / 200 correct" in out
+    with Image.open(folder / "show_predict.png") as drawn:
         assert drawn.format == "PNG" and np.asarray(drawn.convert("L")).std() > 20
 
 
 def test_show_draws_each_step(trained, tmp_path):
     name = tmp_path / ("很长的文件名" * 8 + ".png")
     Image.fromarray(row(0, 1)).save(name)
-    out = succeed(trained, "predict", "--show", name, *EXAMPLES)
+    out = succeed(trained, f"predict.py --show {name} {EXAMPLES[7]}")
     assert out.splitlines()[-1] == "drawn: show_predict.png"
     assert (trained / "show_predict.png").read_bytes().startswith(b"\x89PNG")
 
