@@ -255,17 +255,20 @@ def find_frames(mask):
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
     parents = tree[0, :, 3] if len(outlines) else np.zeros(0, int)
     areas = np.array([cv2.contourArea(outline) for outline in outlines])
-    filled = find_filled(outlines, parents, areas)
+    filled, known = choose_frames(outlines, parents, areas)
 
     labels = cv2.connectedComponents(mask)[1]
-    frames, cells, rooms = np.zeros_like(mask), np.full(mask.shape, -1, np.int32), {}
-    for frame in np.unique(parents[filled]):
+    frames = np.zeros_like(mask)
+    cells = np.full(mask.shape, -1, np.int32)
+    rooms = {}
+
+    for frame in known:
         x, y = outlines[frame][0, 0]
         ink = np.uint8(labels == labels[y, x])
         frames |= ink
-
         holes = np.flatnonzero(parents == frame)
         loops = holes[~filled[holes] & (areas[holes] < WRITING**2 / 2)]
+
         for hole in np.setdiff1d(holes, loops):
             touching = find_touching(ink, outlines, hole, loops)
             if filled[hole] or touching.any():
@@ -276,15 +279,21 @@ def find_frames(mask):
     return frames, cells, rooms
 
 
-def find_filled(outlines, parents, areas):
-    """Return bool [N]: which outlines are holes that have enough ink inside."""
-    is_hole = np.zeros(len(outlines), bool)
-    inside = np.zeros(len(outlines))  # The ink in each hole, in pixels
-    for number, parent in enumerate(parents):  # A parent has the lower number.
-        is_hole[number] = parent >= 0 and not is_hole[parent]
-        if parent >= 0 and is_hole[parent]:
-            inside[parent] += areas[number]
-    return is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
+def choose_frames(outlines, parents, areas):
+    """Return which outlines are holes with ink inside, bool [N]; which are frames."""
+    is_hole = np.array([cv2.contourArea(o, oriented=True) > 0 for o in outlines], bool)
+    inside = np.zeros(len(outlines))  # Of the ink in each hole, pixels
+    ink = np.flatnonzero(~is_hole & (parents >= 0))
+    np.add.at(inside, parents[ink], areas[ink])
+    filled = is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
+
+    sizes = np.array([cv2.boundingRect(outline)[2:] for outline in outlines])
+    frames = set(parents[filled])
+    for size in sizes[filled]:  # An empty box beside others is a frame, too.
+        larger = sizes[~is_hole] / size
+        alike = ((larger >= 1) & (larger < 1.3)).all(1)
+        frames |= set(np.flatnonzero(~is_hole)[alike])
+    return filled, sorted(frames)
 
 
 def find_touching(frame, outlines, hole, loops):
@@ -331,9 +340,6 @@ def find_parts(mask):
     along = along / np.maximum(1, np.hypot(width, height))
     # The edge of a desk, of a frame or of a scanner's lid
     other = (along > 0.3) & ((height < WRITING / 2) | (height > 2 * WRITING))
-    for begin, above, end, below in rooms.values():  # An empty box beside others
-        wide, high = width / (end - begin), height / (below - above)
-        other |= (1 <= wide) & (wide < 1.3) & (1 <= high) & (high < 1.3)
 
     if writing[~other].any():
         writing[other] = False
@@ -357,6 +363,7 @@ def find_writing(colours, size, rules):
     if min(colours.shape[:2]) <= SMALL:
         return ink, find_mask(ink, size, 0.15), rules
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
+
     thickness = 3 + size // 6
     rest = drop_lines(mask & ~rules, thickness, size // 2)
     if (mask & ~rest).any():

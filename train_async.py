@@ -85,6 +85,7 @@ def draw_pair(images, rng):
     """Return two or three digits side by side: apart, touching or overlapping."""
     canvas = np.zeros((28, 3 * 32), np.uint8)
     right = 0
+
     for image in images[rng.integers(2) :]:
         x, _, width, _ = cv2.boundingRect(image)
         left = max(0, right + rng.integers(-5, 5))  # Pixels

@@ -27,9 +27,10 @@ def row(*numbers, gap=12):
     return cv2.resize(255 - np.hstack(parts), None, fx=4, fy=4, interpolation=2)
 
 
-def box(*numbers, margin=0):
+def box(*numbers, margin=0, down=0):
     """Return a row of test digits with a frame 20 pixels inside its rim."""
     page = np.hstack([white(margin), row(*numbers), white(margin)])
+    page = np.roll(page, down, axis=0)
     return cv2.rectangle(page, (20, 20), (page.shape[1] - 21, 251), 90, 3)
 
 
@@ -41,7 +42,16 @@ def pair(one, other):
     return cv2.resize(255 - digits, None, fx=5, fy=5, interpolation=2)
 
 
+def turn(page, degrees):
+    """Return a page turned to the left, on white."""
+    turned = Image.fromarray(page).rotate(degrees, expand=True, fillcolor=255)
+    return np.array(turned)
+
+
 INDENTED = np.hstack([white(120), row(0, 1)])
+BOXES = np.hstack([box(n, margin=60) for n in range(4)])
+EMPTY = cv2.rectangle(white(280), (20, 20), (259, 251), 90, 3)
+SHEET = np.vstack([row(0, 1, 2, 3, 4), row(5, 6, 7, 8, 9)])
 TABLE = np.hstack([box(0, 1), box(2, 3, 5)])
 PAGES = {  # What it shows: (what is to be read, the page)
     "a number": ("7210", row(0, 1, 2, 3)),
@@ -49,8 +59,13 @@ PAGES = {  # What it shows: (what is to be read, the page)
     "a space": ("72 10", np.hstack([row(0, 1), white(260), row(2, 3)])),
     "a point": ("7.2", cv2.circle(row(0, 1, gap=24), (180, 178), 6, 0, -1)),
     "a minus": ("-72", cv2.line(INDENTED, (50, 136), (95, 136), 0, 9)),
-    "boxes": ("7210", np.hstack([box(n, margin=60) for n in range(4)])),
+    "boxes": ("7210", BOXES),
     "a table": ("72 101 72 101", np.vstack([TABLE, TABLE])),
+    "an empty box": ("7210", np.hstack([BOXES, EMPTY])),
+    "a digit on its box": ("72104", np.hstack([BOXES, box(4, margin=60, down=70)])),
+    "a table with no rim": ("72 101", 255 - TABLE[26:-26, 26:-26]),
+    "lines that climb": ("72104 14959", turn(SHEET, 25)),
+    "a turned sheet": ("72104 14959", turn(SHEET, 90)),
     "a cut frame": ("7", cv2.line(row(0), (8, 0), (8, 271), 40, 8)),
 }
 PAIRS = (0, 3), (1, 7), (3, 4), (8, 1), (4, 7), (9, 3)
