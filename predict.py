@@ -395,8 +395,8 @@ def find_page(colours):
         scaled = resize(colours, scale)
         shape = scaled.shape[1::-1]
         rules = cv2.resize(255 * rules, shape, interpolation=cv2.INTER_AREA)
-        rules = np.uint8(rules > 0)
-        ink, mask, rules = find_writing(scaled, size, rules)
+        ink, mask, rules = find_writing(scaled, size, np.uint8(rules > 0))
+
         parts = find_parts(mask)
         if not parts.writing.any():
             raise Unreadable("there is no ink in the picture")
