@@ -42,6 +42,7 @@ SMALL = 64  # Pixels: up to this side there are no shadows and no ruled lines.
 WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so high.
 LOWEST = 5  # Pixels: a digit that is lower cannot be read.
 MOST = 2000  # Pieces of ink: a full sheet of digits has fewer, noise has more.
+CUTS = 100  # Pieces that are not sure: with more it is no page of digits, none is cut.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
 DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
@@ -282,18 +283,17 @@ def find_frames(mask):
 def choose_frames(outlines, parents, areas):
     """Return which outlines are holes with ink inside, bool [N]; which are frames."""
     is_hole = np.array([cv2.contourArea(o, oriented=True) > 0 for o in outlines], bool)
-    inside = np.zeros(len(outlines))  # Of the ink in each hole, pixels
+    inside, holes = np.zeros((2, len(outlines)))  # Areas of ink, of holes; in pixels
     ink = np.flatnonzero(~is_hole & (parents >= 0))
     np.add.at(inside, parents[ink], areas[ink])
+    np.add.at(holes, parents[is_hole], areas[is_hole])
     filled = is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
 
-    sizes = np.array([cv2.boundingRect(outline)[2:] for outline in outlines])
-    frames = set(parents[filled])
-    for size in sizes[filled]:  # An empty box beside others is a frame, too.
-        larger = sizes[~is_hole] / size
-        alike = ((larger >= 1) & (larger < 1.3)).all(1)
-        frames |= set(np.flatnonzero(~is_hole)[alike])
-    return filled, sorted(frames)
+    # A rectangle of thin lines is a frame, too, if it is empty or a digit touches it.
+    thin = np.flatnonzero(~is_hole & (holes > 0.6 * areas))
+    rectangles = np.array([math.prod(cv2.minAreaRect(outlines[i])[1]) for i in thin])
+    boxes = thin[areas[thin] > 0.95 * rectangles]
+    return filled, np.union1d(parents[filled], boxes).astype(int)
 
 
 def find_touching(frame, outlines, hole, loops):
@@ -423,7 +423,7 @@ def keep_table(mask, rules):
         return mask
 
     table = mask | rules
-    rim = max(table.shape) // 60 + 2  # What may be missing at a line's ends
+    rim = max(table.shape) // 200 + 2  # What may be missing at a line's ends
     table[:rim] = table[-rim:] = table[:, :rim] = table[:, -rim:] = 1
     return table
 
@@ -703,20 +703,19 @@ class Reader:
             symbol.images = [centre(symbol.ink, symbol.mask)]
         digits, values = self.classify([symbol.images[0] for symbol in unread])
 
-        for symbol, digit, value in zip(unread, digits, values):
-            symbol.text, symbol.probability = str(digit), float(value)
-            if self.regression or not cutting:
-                continue
+        wide = [s.mask.shape[1] > WIDEST * s.mask.shape[0] for s in unread]
+        doubted = wide | (values < SURE)
+        cutting &= not self.regression and doubted.sum() <= CUTS
 
-            height, width = symbol.mask.shape
-            wide = width > WIDEST * height
-            if wide or value < SURE:
-                self.cut(symbol, min(value, GUESS) if wide else value)
-            if symbol.probability < GUESS:
+        for number, symbol in enumerate(unread):
+            symbol.text, symbol.probability = str(digits[number]), float(values[number])
+            if cutting and doubted[number]:
+                self.cut(symbol, wide[number])
+            if not self.regression and symbol.probability < GUESS:
                 symbol.text = "?"
 
-    def cut(self, symbol, whole):
-        """Read a Symbol as digits that touch, if that is more probable than whole.
+    def cut(self, symbol, wide):
+        """Read a Symbol as digits that touch, if that is more probable than one digit.
 
         Of all ways to cut it, it is the one whose pieces the network believes most.
         """
@@ -740,12 +739,16 @@ class Reader:
                     best[end] = score, [*best[begin][1], number]
 
         score, chosen = best.get(len(cuts) - 1, (-np.inf, []))
-        if score > math.log(max(whole, 1e-9)):
-            symbol.text = "".join(str(digits[number]) for number in chosen)
-            symbol.probability = float(probabilities[chosen].min())
-            symbol.images = [images[number] for number in chosen]
-            if "1" in symbol.text:
-                symbol.probability = min(symbol.probability, DOUBT)
+        whole = min(symbol.probability, GUESS) if wide else symbol.probability
+        if score <= math.log(max(whole, 1e-9)):
+            return
+
+        symbol.text = "".join(str(digits[number]) for number in chosen)
+        symbol.images = [images[number] for number in chosen]
+        may_be_one = symbol.probability >= SURE  # A wide digit
+        symbol.probability = float(probabilities[chosen].min())
+        if may_be_one or "1" in symbol.text:
+            symbol.probability = min(symbol.probability, DOUBT)
 
 
 def find_cuts(mask):
@@ -841,15 +844,32 @@ def write_rows(cells, rooms):
 
     Cells are {number: its lines of Symbols}, rooms their boxes; -1 is in no cell.
     """
-    rows = [(line[0].box[1], write_line(line), line) for line in cells[-1]]
     filled = [cell for cell in rooms if cells[cell]]
     boxes = np.array([rooms[cell] for cell in filled]).reshape(-1, 4)
-
+    lines, rows = cells[-1], []
     for row in find_lines(boxes):
-        lines = [cells[filled[i]] for i in row]
-        symbols = [symbol for cell in lines for line in cell for symbol in line]
-        rows.append((boxes[row, 1].min(), write_row(lines, boxes[row]), symbols))
+        inside = [cells[filled[i]] for i in row]
+        symbols = [symbol for cell in inside for line in cell for symbol in line]
+        top, bottom = boxes[row][:, 1::2].mean(0)
+
+        line = find_beside(lines, (top + bottom) / 2)
+        if line and max(map(len, inside)) == 1:  # A ring around some of its digits
+            line += symbols
+        else:
+            rows.append((boxes[row, 1].min(), write_row(inside, boxes[row]), symbols))
+
+    for line in lines:
+        line.sort(key=lambda symbol: symbol.box[0])
+        rows.append((min(symbol.box[1] for symbol in line), write_line(line), line))
     return sorted(rows, key=lambda row: row[0])
+
+
+def find_beside(lines, height):
+    """Return the line of Symbols whose middle third has a height, or None."""
+    for line in lines:
+        top, bottom = np.mean([symbol.box[1::2] for symbol in line], axis=0)
+        if abs(height - (top + bottom) / 2) < (bottom - top) / 3:
+            return line
 
 
 def write_row(cells, boxes):

@@ -235,7 +235,9 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
     noise = np.random.default_rng(0).normal(0, 3, (400, 600))
     light = np.linspace(235, 130, 600) + noise  # Falls off by 45 %
     Image.fromarray(light.astype(np.uint8)).save(place / "light.png")
-    blank = ["blank.jpg", "tiny.png", "light.png"]
+    form = np.pad(np.pad(np.full((90, 90), 240, np.uint8), 3), 30, constant_values=240)
+    Image.fromarray(np.hstack([form] * 3)).save(place / "form.png")  # Empty boxes
+    blank = ["blank.jpg", "tiny.png", "light.png", "form.png"]
     bad = ["empty", "text.png", "cut.png", *blank, "no.png", "x" * 300]
     good = ["work/example_3.png", "work/example_9.png"]
     names = " ".join([good[0], *bad, good[1]])

@@ -51,6 +51,7 @@ def turn(page, degrees):
 INDENTED = np.hstack([white(120), row(0, 1)])
 BOXES = np.hstack([box(n, margin=60) for n in range(4)])
 EMPTY = cv2.rectangle(white(280), (20, 20), (259, 251), 90, 3)
+RING = cv2.ellipse(row(1, gap=20), (96, 136), (72, 80), 0, 0, 360, 0, 5)
 SHEET = np.vstack([row(0, 1, 2, 3, 4), row(5, 6, 7, 8, 9)])
 TABLE = np.hstack([box(0, 1), box(2, 3, 5)])
 PAGES = {  # What it shows: (what is to be read, the page)
@@ -63,6 +64,7 @@ PAGES = {  # What it shows: (what is to be read, the page)
     "a table": ("72 101 72 101", np.vstack([TABLE, TABLE])),
     "an empty box": ("7210", np.hstack([BOXES, EMPTY])),
     "a digit on its box": ("72104", np.hstack([BOXES, box(4, margin=60, down=70)])),
+    "a ring around a digit": ("721", np.hstack([row(0), RING, row(2)])),
     "a table with no rim": ("72 101", 255 - TABLE[26:-26, 26:-26]),
     "lines that climb": ("72104 14959", turn(SHEET, 25)),
     "a turned sheet": ("72104 14959", turn(SHEET, 90)),
