@@ -191,7 +191,8 @@ def find_mask(ink, size, share):
 
     typical = np.quantile(strength[labels[edge > least]], 0.95)
     needed = np.full(count, 0.2 * typical)  # Pencil beside a pen is ink,
-    needed[list_rim(labels)] = 0.5 * typical  # but a dark corner is not.
+    at_rim = np.unique(list_rim(labels))
+    needed[at_rim] = 0.5 * typical  # but a dark corner is not.
     strength[(sharpness <= least) | (strength < needed)] = np.inf
     # A hairline is faint in places, but more than all around it.
     strength = strength[labels]
@@ -251,23 +252,25 @@ def find_frames(mask):
     """Return uint8 [H, W], 1 for frames; int32 [H, W], each pixel's cell; their boxes.
 
     A hole in the ink that has ink inside is a cell, whatever its shape: the box of a
-    form, a table's cell, a card, the axes of a plot. Pixels in no cell are -1.
+    form, a table's cell, a card, the axes of a plot; the ink may touch its frame.
+    Pixels in no cell are -1.
     """
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
     parents = tree[0, :, 3] if len(outlines) else np.zeros(0, int)
     areas = np.array([cv2.contourArea(outline) for outline in outlines])
-    filled, known = choose_frames(outlines, parents, areas)
+    filled, frames = choose_frames(outlines, parents, areas)
 
     labels = cv2.connectedComponents(mask)[1]
-    frames = np.zeros_like(mask)
+    frame_mask = np.zeros_like(mask)
     cells = np.full(mask.shape, -1, np.int32)
     rooms = {}
 
-    for frame in known:
+    for frame in frames:
         x, y = outlines[frame][0, 0]
         ink = np.uint8(labels == labels[y, x])
-        frames |= ink
+        frame_mask |= ink
         holes = np.flatnonzero(parents == frame)
+        # A hole smaller than a cell is the loop of a digit that touches the frame.
         loops = holes[~filled[holes] & (areas[holes] < WRITING**2 / 2)]
 
         for hole in np.setdiff1d(holes, loops):
@@ -276,8 +279,8 @@ def find_frames(mask):
                 left, top, width, height = cv2.boundingRect(outlines[hole])
                 rooms[hole] = left, top, left + width, top + height
                 cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
-                frames &= ~touching
-    return frames, cells, rooms
+                frame_mask &= ~touching
+    return frame_mask, cells, rooms
 
 
 def choose_frames(outlines, parents, areas):
@@ -483,18 +486,21 @@ def find_lines(boxes):
             small.append(i)
             continue
 
-        overlaps = [0.25]  # Of their mean height they lie beside each other.
+        best, most = None, 0.25  # Of their mean height they lie beside each other.
+
         for chain in chains:
             last = chain[-3:]
             end = np.minimum(bottom[i], bottom[last])
             beside = end - np.maximum(top[i], top[last])
             mean = (height[i] + height[last]) / 2
-            overlaps.append((beside / mean).max())
+            share = (beside / mean).max()
+            if share > most:
+                best, most = chain, share
 
-        best = np.argmax(overlaps)
-        if best == 0:
-            chains.append([])
-        chains[best - 1].append(i)
+        if best is None:
+            best = []
+            chains.append(best)
+        best.append(i)
 
     lines = join_chains(chains, boxes)
     add_small(lines, small, boxes)

@@ -22,8 +22,8 @@ SIZES = {  # Lines: (what was aimed at, what holds)
     "train_builtin.py": (120, 193),
     "train_json.py": (160, 230),
     "train_async.py": (400, 583),
-    "predict.py": (450, 1230),
-    "*.py": (1200, 2390),
+    "predict.py": (450, 1236),
+    "*.py": (1200, 2396),
     "tests/[ct]*.py": (800, 1060),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
