@@ -24,7 +24,7 @@ SIZES = {  # Lines: (what was aimed at, what holds)
     "train_async.py": (400, 583),
     "predict.py": (450, 1236),
     "*.py": (1200, 2396),
-    "tests/[ct]*.py": (800, 1060),  # conftest.py and the tests
+    "tests/[ct]*.py": (800, 1064),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
     "README.md": (140, 140),
