@@ -389,8 +389,8 @@ def load_parameters(path):
         with safetensors.safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, json.loads(file.metadata()["mnist"])
-    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise SystemExit(f"error: {path} is not a parameters file: {error}") from None
+    except (OSError, KeyError, TypeError, safetensors.SafetensorError):
+        raise SystemExit(f"error: {path}: missing, or not a parameters file") from None
 
 
 def resume(args, batches, network, optimizer, schedule):
