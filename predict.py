@@ -9,8 +9,6 @@ work/example_0.png` says
 
 import argparse
 import contextlib
-import gzip
-import io
 import json
 import math
 import os
@@ -1062,7 +1060,7 @@ def open_board(reader):
 # ---- command line --------------------------------------------------------------------
 
 
-def read_builtin(mode):
+def read_builtin(mode, limit=None):
     """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
     name = {"train": "work/train", "test": "work/t10k"}[mode]
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
@@ -1070,16 +1068,10 @@ def read_builtin(mode):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
-        sizes = [len(gzip.open(path).read()) for path in paths]
-        # Paddle does not compare what is behind the headers of 16 and 8 bytes.
-        if paths and sizes[0] - 16 != 784 * (sizes[1] - 8):
-            raise ValueError(f"{(sizes[0] - 16) / 784:g} images, {sizes[1] - 8} labels")
-
-        with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
-            data = paddle.vision.datasets.MNIST(*paths, mode=mode)
+        data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
-    return np.array(data.images) / 127.5 - 1, np.array(data.labels)
+    return np.array(data.images[:limit]) / 127.5 - 1, np.array(data.labels[:limit])
 
 
 def describe(reader, symbols):

@@ -3,16 +3,13 @@
 One fully connected layer predicts the digit as a number. That does not get far, because
 digits are classes, not quantities: `python train_builtin.py` ends with
 
-    test: 2498 / 10000 correct (24.98 %), rounded 21.82 %, mean error 1.419
+    test: 2498 / 10000 correct (24.98 %), rounded 21.82 %
 """
 
 import argparse
 import contextlib
-import gzip
-import io
 import json
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -32,7 +29,7 @@ import paddle
 import safetensors.paddle
 
 
-def read_builtin(mode):
+def read_builtin(mode, limit=None):
     """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
     name = {"train": "work/train", "test": "work/t10k"}[mode]
     paths = [f"{name}-images-idx3-ubyte.gz", f"{name}-labels-idx1-ubyte.gz"]
@@ -40,16 +37,10 @@ def read_builtin(mode):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
-        sizes = [len(gzip.open(path).read()) for path in paths]
-        # Paddle does not compare what is behind the headers of 16 and 8 bytes.
-        if paths and sizes[0] - 16 != 784 * (sizes[1] - 8):
-            raise ValueError(f"{(sizes[0] - 16) / 784:g} images, {sizes[1] - 8} labels")
-
-        with contextlib.redirect_stderr(io.StringIO()):  # A download's three tries
-            data = paddle.vision.datasets.MNIST(*paths, mode=mode)
+        data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
-    return np.array(data.images) / 127.5 - 1, np.array(data.labels)
+    return np.array(data.images[:limit]) / 127.5 - 1, np.array(data.labels[:limit])
 
 
 class MNIST(paddle.nn.Layer):
@@ -80,8 +71,7 @@ def save_parameters(path, tensors, metadata, dry_run=False):
     data = safetensors.paddle.save(tensors, {"mnist": json.dumps(metadata)})
     try:
         if target.exists():
-            with open(target, "r+b") as file:  # Root may write what is protected.
-                known = b'{"mnist":' in file.read(40)
+            known = b'{"mnist":' in target.read_bytes()[:40]
             if not known or target.stat().st_mode & 0o222 == 0:
                 raise SystemExit(f"error: {path}: protected, or not a parameters file")
 
@@ -98,15 +88,14 @@ def train_one_epoch(network, optimizer, batches, epoch, log_interval):
     """Take a step for each batch, print some of the losses; return their mean."""
     network.train()
     losses = []
-
     for batch, (images, labels) in enumerate(batches):
         outputs = network(paddle.to_tensor(images))  # [N, 1]
         targets = paddle.to_tensor(labels, "float32")
         loss = paddle.nn.functional.mse_loss(outputs, targets)
+
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
-
         losses.append(loss.item())
         if batch % log_interval == 0:
             print(f"epoch: {epoch}, batch: {batch}, loss is: {losses[-1]:.4f}")
@@ -124,28 +113,24 @@ def above(low, kind=int):
     return number
 
 
-def choose_device(gpu):
-    """Use the GPU if it is asked for and there is one, else the CPU."""
-    if gpu and not paddle.device.cuda.device_count():
-        built = "finds none" if paddle.is_compiled_with_cuda() else "is for the CPU"
-        print(f"warning: no GPU, this paddle {built}: on the CPU", file=sys.stderr)
-        gpu = False
-    paddle.set_device("gpu" if gpu else "cpu")
-
-
 def parse_args():
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(usage="%(prog)s [options]", formatter_class=form)
     add = parser.add_argument
+
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=10, help="passes over the images")
     add("--batch-size", type=above(0), default=16, help="images in a training step")
     add("--lr", type=above(0, float), default=0.001, help="learning rate")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
-
     add("--limit", type=above(0), help="images of each set, the first ones; None: all")
     add("--params", default="mnist.safetensors", help="write this file")
-    return parser.parse_args()
+
+    args = parser.parse_args()
+    if args.gpu and not paddle.device.cuda.device_count():
+        print("warning: no GPU that this paddle can use: on the CPU", file=sys.stderr)
+        args.gpu = False
+    return args
 
 
 def main():
@@ -153,17 +138,17 @@ def main():
     done = 0  # Epochs
     signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
     save_parameters(args.params, {}, {}, dry_run=True)  # Fail now, not in an hour.
-    choose_device(args.gpu)
+    paddle.set_device("gpu" if args.gpu else "cpu")
 
-    images, labels = (array[: args.limit] for array in read_builtin("train"))
-    test_images, test_labels = (array[: args.limit] for array in read_builtin("test"))
-    print(f"train: {len(labels)} images, test: {len(test_labels)} images")
+    images, labels = read_builtin("train", args.limit)
+    test = read_builtin("test", args.limit)
     sampler = paddle.io.BatchSampler(labels, shuffle=True, batch_size=args.batch_size)
-
     np.random.seed(args.seed)  # The sampler's
     paddle.seed(args.seed)
+
     network = MNIST()
-    print(f"network: linear, {sum(p.size for p in network.parameters())} parameters")
+    count = sum(parameter.size for parameter in network.parameters())
+    print(f"linear: {count} parameters, to be trained on {len(labels)} images")
     optimizer = paddle.optimizer.SGD(args.lr, network.parameters())
 
     for epoch in range(args.epochs):
@@ -181,12 +166,11 @@ def main():
         result = f"loss {loss:.4f}  train {100 * correct.mean():.2f} %"
         print(f"epoch {done}/{args.epochs}  {result}  {seconds:.1f} s")
 
-    correct, rounded, error = evaluate(network, [(test_images, test_labels)])
+    correct, rounded, _ = evaluate(network, [test])
     result = f"{correct.sum()} / {correct.size} correct ({100 * correct.mean():.2f} %)"
-    result += f", rounded {100 * rounded.mean():.2f} %"
-    print(f"test: {result}, mean error {error:.3f}")
+    print(f"test: {result}, rounded {100 * rounded.mean():.2f} %")
     print(f"saved: {args.params}")
-    print(f"next: python predict.py --samples 100 --params {shlex.quote(args.params)}")
+    print(f"next: python predict.py --samples 100 --params {args.params}")
 
 
 if __name__ == "__main__":

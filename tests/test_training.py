@@ -111,8 +111,8 @@ def test_resuming_takes_other_data_and_more_epochs_and_knows_when_it_is_done(fol
     out = succeed(folder, f"{resume} --params done", f"{resume} {more}")
     assert out.startswith("1 epochs are done already: ask for more --epochs\n")
     assert (folder / "done").read_bytes() == before
-    assert "\nresuming: 1 epochs are done\nthe rate goes on at " in out
-    assert "100 of them used" in out and "\nepoch 2/2  " in out
+    assert "\nresuming: 1 epochs are done, rate " in out
+    assert "train: 100 images" in out and "\nepoch 2/2  " in out
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,11 @@ def test_two_processes_learn_what_one_learns(folder):
     assert np.abs(weights[0] - weights[1]).max() < 1e-4
 
 
-def test_the_launcher_with_one_process_trains_and_its_leavings_are_named(
+def test_the_launcher_with_one_process_trains_and_its_leavings_do_not_matter(
     folder, monkeypatch
 ):
     command = f"{LAUNCH} 1 train_async.py --epochs 1 --limit 100"
     status, out, err = run(folder, command)
     assert status == 0 and "test: " in out, out + err
     monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "127.0.0.1:6070,127.0.0.1:6071")
-    with pytest.raises(SystemExit, match="^error: .*ENDPOINTS"):
-        train_async.start_processes()
+    assert train_async.start_processes() == (0, 1)
