@@ -84,9 +84,7 @@ def draw_pair(images, rng):
         x, _, width, _ = cv2.boundingRect(image)
         left = max(0, right + rng.integers(-5, 5))  # Pixels
         right = left + width
-        place = canvas[:, left:right]
-        np.maximum(place, image[:, x : x + width], out=place)
-
+        canvas[:, left:right] = cv2.max(canvas[:, left:right], image[:, x : x + width])
     return cv2.dilate(canvas, np.ones((2, 2)))  # It will be reduced.
 
 
@@ -96,11 +94,11 @@ def draw_sign(rng):
     if rng.random() < 0.5:
         sign, font = SIGNS[rng.integers(len(SIGNS))], int(rng.integers(5))
         cv2.putText(canvas, sign, (14, 42), font, 1.2, 255, 1, cv2.LINE_AA)
+
     else:  # In the order of their columns, or of the angle from the middle
         points = rng.integers(14, 42, (rng.integers(4, 8), 2), dtype=np.int32)
         closed = rng.random() < 0.5
         order = np.arctan2(*(points - 28).T) if closed else points[:, 0]
-
         cv2.polylines(canvas, [points[order.argsort()]], closed, 255, 1, cv2.LINE_AA)
     pen = rng.integers(2, 6, 2).tolist()
     return cv2.dilate(canvas, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, pen))
@@ -156,11 +154,11 @@ def hook(image, rng):
     head, foot = image[top].argmax(), image[base].argmax()
     length, half = rng.integers((0, -6), (11, 13)).clip(0)  # Pixels
     drop = int(length * rng.uniform(0.4, 1))
+
     hooks = [[head, top], [head - length, top + drop]]
     feet = [[foot - half, base], [foot + half, base]]
     lines = np.int32([hooks, feet])
     image = cv2.polylines(image.copy(), lines, False, 255, 2, cv2.LINE_AA)
-
     return centre_by_mass(image)
 
 
@@ -309,9 +307,6 @@ def fit_temperature(outputs, labels):
 
 # ---- parameters file ---------------------------------------------------------------
 
-# What --resume takes from the file, unless a flag says otherwise.
-RESUMED = "network loss optimizer schedule lr augment epochs batch_size seed limit"
-
 
 def save_parameters(path, tensors, metadata, dry_run=False):
     """Write {name: paddle.Tensor} and metadata atomically; in a dry run only try to."""
@@ -337,7 +332,9 @@ def save_epoch(args, network, optimizer, results):
     state = optimizer.state_dict()
     del state["LR_Scheduler"]  # It follows from the epochs done.
     tensors = {f"optimizer.{name}": tensor for name, tensor in state.items()}
-    settings = {name: getattr(args, name) for name in RESUMED.split()}
+    # What --resume takes from the file, unless a flag says otherwise
+    names = "network loss optimizer schedule lr augment epochs batch_size seed limit"
+    settings = {name: getattr(args, name) for name in names.split()}
     save_parameters(args.params, tensors | network.state_dict(), settings | results)
 
 

@@ -21,9 +21,9 @@ SIZES = {  # Lines: (what was aimed at, what holds)
     "show_batch.py": (70, 129),
     "train_builtin.py": (120, 177),
     "train_json.py": (160, 219),
-    "train_async.py": (400, 540),
+    "train_async.py": (400, 537),
     "predict.py": (450, 1228),
-    "*.py": (1200, 2293),
+    "*.py": (1200, 2290),
     "tests/[ct]*.py": (800, 1056),  # conftest.py and the tests
     "tests/[bd]*.py": (320, 390),  # The benchmark
     "work/make_data.py": (220, 220),
