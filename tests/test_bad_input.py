@@ -56,7 +56,7 @@ WRONG = {  # command: what the error says
     "predict.py --samples 3 work/example_0.png": "--samples",
     "train_json.py --data nowhere.gz": "nowhere.gz: .*No such file",
     "train_json.py --lr 1e9 --limit 100 --params kept": "use a smaller --lr",
-    "train_async.py --lr 1e9 --params kept": "use a smaller --lr",
+    "train_async.py --network linear --loss regression --lr 1 --params kept": "--lr",
     "train_async.py --resume --params kept --network mlp": "kept holds another network",
     "train_async.py --params train_async.py": "train_async.py: .*not a parameters file",
     "train_json.py --params work/mnist.json.gz": "work/mnist.json.gz: .*not a param",
@@ -101,7 +101,7 @@ def test_wrong_flags_and_files_get_one_line_and_leave_all_files(place):
     # Of a wrong flag argparse prints the usage, too.
     err = re.sub(r"usage: .*\n\S+ (error: .*)\nfailed: 2", r"failed: \1", err)
     for words, line in zip(wrong.values(), err.splitlines(), strict=True):
-        assert re.match(f"failed: error: .*{words}", line), err
+        assert re.match(f"failed: error: .*{words}", line), (words, line)
     assert contents(place) == before
 
 
