@@ -5,6 +5,7 @@ import shlex
 import sys
 
 for command in sys.argv[1:]:
+    print(f"$ {command}")
     sys.argv = shlex.split(command)
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
