@@ -9,6 +9,7 @@ work/example_0.png` says
 
 import argparse
 import contextlib
+import gzip
 import json
 import math
 import os
@@ -24,13 +25,14 @@ if "ipykernel" not in sys.modules:  # A notebook's own backend is not for its ch
     os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import paddle  # noqa: E402
-import paddle.nn as nn  # noqa: E402
-import safetensors  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from PIL import Image, ImageOps  # noqa: E402
+import cv2
+import numpy as np
+import paddle
+import paddle.nn as nn
+import safetensors
+from matplotlib.figure import Figure
+from matplotlib.widgets import LassoSelector
+from PIL import Image, ImageOps
 
 OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
 
@@ -47,6 +49,7 @@ DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks lik
 PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
+BESIDE = 0.9  # Heights: so far apart may the middles of neighbours on a line be.
 SLOPE = 0.08  # Pixels a pixel: training distorts as much; steeper lines are levelled.
 TURNED = 0.75  # Below this mean probability a page may have been turned by 90°.
 
@@ -64,34 +67,25 @@ def open_picture(path):
     """
     if not os.path.isfile(path):  # A pipe would never end.
         raise Unreadable("is not a file")
+
     try:
         with Image.open(path) as image:
             image.draft("RGB", (LONGEST, LONGEST))  # Decode a JPEG at a smaller size.
             image = ImageOps.exif_transpose(image)
     except Exception:  # A broken file raises whatever its decoder likes.
-        raise Unreadable(name_format(path)) from None
+        text = "damaged, or no picture (save HEIC, PDF and SVG as PNG)"
+        raise Unreadable(text) from None
 
     if image.mode[0] in "IF":  # 16 or 32 bits: from black to the brightest pixel
         values = np.float32(image)
         image = Image.fromarray(np.uint8(255 * values / max(values.max(), 1e-9)))
-    ink = image.convert("LA")
-    grey, opacity = np.asarray(ink).transpose(2, 0, 1)
+    grey, opacity = np.asarray(image.convert("LA")).transpose(2, 0, 1)
 
     light = opacity.min() == 0 and grey[opacity > 127].mean() > 191
     page = Image.new("RGBA", image.size, "black" if light else "white")
     page.alpha_composite(image.convert("RGBA"))
     page.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
     return np.array(page.convert("RGB"))
-
-
-def name_format(path):
-    """Return what the first bytes of an unreadable picture say it is."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-    for mark, name in ((b"ftyp", "HEIC"), (b"%PDF", "PDF"), (b"<", "SVG")):
-        if mark in start:
-            return f"{name} is not read, save it as PNG or JPEG"
-    return "not a picture, or a damaged one"
 
 
 def resize(picture, scale):
@@ -109,38 +103,37 @@ def find_sheet(colours):
     scale = 400 / max(colours.shape[:2])  # Enough for edges, too little for writing
     if scale > 1:
         return None
+
     small = resize(colours, scale)
     small = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((15, 15)))  # No writing
     small = cv2.medianBlur(small, 9)  # No wood grain
-    found, largest = None, 0.2 * small[..., 0].size  # Less is a thing on the paper.
+    edges = [cv2.Canny(channel, 20, 40) for channel in cv2.split(small)]
+    edges = np.bitwise_or.reduce(edges)
+    edges = cv2.dilate(edges, np.ones((3, 3)))  # Without gaps
+    outlines, _ = cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
 
-    for contrast in (10, 20, 40, 80):  # Grey levels from the sheet to what is around
-        edges = [cv2.Canny(c, contrast, 2 * contrast) for c in cv2.split(small)]
-        edges = np.bitwise_or.reduce(edges)
-        edges = cv2.dilate(edges, np.ones((3, 3)))  # Without gaps
-        outlines, _ = cv2.findContours(edges, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    largest = 0.2 * edges.size  # Less is a thing on the paper.
+    found = None
 
-        for outline in outlines:
-            hull = cv2.convexHull(outline)
-            corners = cv2.approxPolyDP(hull, 0.03 * cv2.arcLength(hull, True), True)
-            area = cv2.contourArea(corners)
-            filled = cv2.contourArea(outline) > 0.95 * area
-            if len(corners) == 4 and filled and area > largest:
-                found, largest = corners[:, 0] / scale, area
+    for outline in outlines:
+        hull = cv2.convexHull(outline)
+        corners = cv2.approxPolyDP(hull, 0.03 * cv2.arcLength(hull, True), True)
+        area = cv2.contourArea(corners)
+        filled = cv2.contourArea(outline) > 0.95 * area
+        if len(corners) == 4 and filled and area > largest:
+            found, largest = corners[:, 0] / scale, area
     return found
 
 
 def lay_flat(colours, corners):
     """Return the part of a picture within four corners as if seen from above."""
     corners = corners.mean(0) + 0.985 * (corners - corners.mean(0))  # Without its edge
-    across, down = corners.sum(1), corners[:, 1] - corners[:, 0]
-    order = [across.argmin(), down.argmin(), across.argmax(), down.argmax()]
-    corners = np.float32(corners[order])  # Clockwise from the top left
-
-    sides = np.linalg.norm(corners - np.roll(corners, -1, 0), axis=1)
+    corners = np.roll(corners, -corners.sum(1).argmin(), axis=0)  # From the top left
+    sides = np.linalg.norm(corners - np.roll(corners, -1, axis=0), axis=1)
     width, height = int(sides[::2].max()), int(sides[1::2].max())
+
     flat = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
-    matrix = cv2.getPerspectiveTransform(corners, flat)
+    matrix = cv2.getPerspectiveTransform(np.float32(corners), flat)
     return cv2.warpPerspective(colours, matrix, (width, height), flags=cv2.INTER_AREA)
 
 
@@ -161,13 +154,12 @@ def find_ink(colours, size):
     # Ink differs much from its surroundings in few places: the cube brings it out.
     light = ((small - around) ** 3).sum((0, 1)) > 0
     square = np.ones((2 * size // 3 | 1,) * 2)  # No stroke is so wide.
-    paper = []
+    paper = np.empty_like(colours)
 
-    for colour, is_light in zip(cv2.split(colours), light):
+    for channel, is_light in enumerate(light):
         kind = cv2.MORPH_OPEN if is_light else cv2.MORPH_CLOSE
-        paper.append(cv2.morphologyEx(colour, kind, square))
-    difference = np.float32(colours) - np.dstack(paper)
-    return np.linalg.norm(difference, axis=2)
+        paper[..., channel] = cv2.morphologyEx(colours[..., channel], kind, square)
+    return np.linalg.norm(np.float32(colours) - paper, axis=2)
 
 
 def find_mask(ink, size, share):
@@ -189,8 +181,7 @@ def find_mask(ink, size, share):
 
     typical = np.quantile(strength[labels[edge > least]], 0.95)
     needed = np.full(count, 0.2 * typical)  # Pencil beside a pen is ink,
-    at_rim = np.unique(list_rim(labels))
-    needed[at_rim] = 0.5 * typical  # but a dark corner is not.
+    needed[list_rim(labels)] = 0.5 * typical  # but a shadow in a corner is not.
     strength[(sharpness <= least) | (strength < needed)] = np.inf
     # A hairline is faint in places, but more than all around it.
     strength = strength[labels]
@@ -199,9 +190,7 @@ def find_mask(ink, size, share):
 
 def list_rim(image):
     """Return the values along the four sides of a picture."""
-    across = image[0], image[-1]
-    down = image[:, 0], image[:, -1]
-    return np.concatenate([*across, *down])
+    return np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
 
 
 def drop_lines(mask, thickness, gap):
@@ -211,16 +200,12 @@ def drop_lines(mask, thickness, gap):
         mask = np.ascontiguousarray(mask.T)
         thin = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((thickness, 1)))
         fat = cv2.dilate(thin, np.ones((3, 1)))  # A line may be slightly tilted.
-
         joined = cv2.morphologyEx(fat, cv2.MORPH_CLOSE, np.ones((1, gap | 1)))
-        # A line is longer than a digit is high.
-        least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
-        if joined.any(0).sum() <= least:
-            continue
 
         labels, stats = cv2.connectedComponentsWithStats(joined)[1:3]
-        length = stats[:, cv2.CC_STAT_WIDTH]
-        across = length > least
+        # A line is longer than a digit is high.
+        least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
+        across = stats[:, cv2.CC_STAT_WIDTH] > least
         across[0] = False  # The paper
         lines = thin * across[labels]
 
@@ -231,131 +216,7 @@ def drop_lines(mask, thickness, gap):
     return mask[gap:-gap, gap:-gap]
 
 
-# ---- parts --------------------------------------------------------------------------
-
-
-class Parts(NamedTuple):
-    """The connected pieces of ink on a page; number 0 is the paper."""
-
-    labels: np.ndarray  # int32 [H, W], the piece at each pixel
-    boxes: np.ndarray  # int [N, 4]: left, top, right, bottom
-    areas: np.ndarray  # int [N], pixels
-    along: np.ndarray  # float [N], the share of its length that lies along the rim
-    writing: np.ndarray  # bool [N], False for frames and for the edges of things
-    cells: np.ndarray  # int [N], the cell that each lies in; -1: in none
-    rooms: dict  # {cell: its box}
-
-
-def find_frames(mask):
-    """Return uint8 [H, W], 1 for frames; int32 [H, W], each pixel's cell; their boxes.
-
-    A hole in the ink that has ink inside is a cell, whatever its shape: the box of a
-    form, a table's cell, a card, the axes of a plot; the ink may touch its frame.
-    Pixels in no cell are -1.
-    """
-    outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
-    parents = tree[0, :, 3] if len(outlines) else np.zeros(0, int)
-    areas = np.array([cv2.contourArea(outline) for outline in outlines])
-    filled, frames = choose_frames(outlines, parents, areas)
-
-    labels = cv2.connectedComponents(mask)[1]
-    frame_mask = np.zeros_like(mask)
-    cells = np.full(mask.shape, -1, np.int32)
-    rooms = {}
-
-    for frame in frames:
-        x, y = outlines[frame][0, 0]
-        ink = np.uint8(labels == labels[y, x])
-        frame_mask |= ink
-        holes = np.flatnonzero(parents == frame)
-        # A hole smaller than a cell is the loop of a digit that touches the frame.
-        loops = holes[~filled[holes] & (areas[holes] < WRITING**2 / 2)]
-
-        for hole in np.setdiff1d(holes, loops):
-            touching = find_touching(ink, outlines, hole, loops)
-            if filled[hole] or touching.any():
-                left, top, width, height = cv2.boundingRect(outlines[hole])
-                rooms[hole] = left, top, left + width, top + height
-                cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
-                frame_mask &= ~touching
-    return frame_mask, cells, rooms
-
-
-def choose_frames(outlines, parents, areas):
-    """Return which outlines are holes with ink inside, bool [N]; which are frames."""
-    is_hole = np.array([cv2.contourArea(o, oriented=True) > 0 for o in outlines], bool)
-    inside, holes = np.zeros((2, len(outlines)))  # Areas of ink, of holes; in pixels
-    ink = np.flatnonzero(~is_hole & (parents >= 0))
-    np.add.at(inside, parents[ink], areas[ink])
-    np.add.at(holes, parents[is_hole], areas[is_hole])
-    filled = is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
-
-    # A rectangle of thin lines is a frame, too, if it is empty or a digit touches it.
-    thin = np.flatnonzero(~is_hole & (holes > 0.6 * areas))
-    rectangles = np.array([math.prod(cv2.minAreaRect(outlines[i])[1]) for i in thin])
-    boxes = thin[areas[thin] > 0.95 * rectangles]
-    return filled, np.union1d(parents[filled], boxes).astype(int)
-
-
-def find_touching(frame, outlines, hole, loops):
-    """Return uint8 [H, W]: the ink of a frame that stands into one of its holes.
-
-    It is a digit that touches its frame: what a closing of the hole covers, with the
-    loops of digits, but not the frame's straight or round sides.
-    """
-    left, top, width, height = cv2.boundingRect(outlines[hole])
-    side = WRITING // 3 | 1  # No stroke is so wide.
-    room = np.zeros((height + 2 * side, width + 2 * side), np.uint8)
-    offset = side - left, side - top
-    cv2.drawContours(room, outlines, hole, 1, cv2.FILLED, offset=offset)
-    room = cv2.erode(room, np.ones((3, 3)))  # An outline is on the frame.
-    for loop in loops:
-        cv2.drawContours(room, outlines, loop, 1, cv2.FILLED, offset=offset)
-
-    closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, np.ones((side, side)))
-    inner = slice(top, top + height), slice(left, left + width)
-    touching = np.zeros_like(frame)
-    touching[inner] = frame[inner] & closed[side:-side, side:-side]
-    labels, stats = cv2.connectedComponentsWithStats(touching)[1:3]
-
-    high = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
-    thick = labels[cv2.erode(touching, np.ones((3, 3))) > 0]  # Not the frame's rim
-    digits = np.intersect1d(np.flatnonzero(high), thick)
-    return np.uint8(np.isin(labels, digits))
-
-
-def find_parts(mask):
-    """Return the Parts of a mask."""
-    frames, cells, rooms = find_frames(mask)
-    rest = mask & ~frames
-    joined = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((7, 1)))  # Broken strokes
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
-    left, top, width, height, areas = stats.T
-    boxes = np.stack([left, top, left + width, top + height], 1)
-    inside = np.full(count, -1)
-    inside[labels[rest > 0]] = cells[rest > 0]
-
-    writing = np.maximum(width, height) > 3
-    writing[0] = False
-    along = np.bincount(list_rim(labels), minlength=count)
-    along = along / np.maximum(1, np.hypot(width, height))
-    # The edge of a desk, of a frame or of a scanner's lid
-    other = (along > 0.3) & ((height < WRITING / 2) | (height > 2 * WRITING))
-
-    if writing[~other].any():
-        writing[other] = False
-    return Parts(labels * rest, boxes, areas, along, writing, inside, rooms)
-
-
-class Page(NamedTuple):
-    """A picture whose digits are WRITING pixels high, and its ink."""
-
-    colours: np.ndarray  # uint8 [H, W, 3]
-    ink: np.ndarray  # float32 [H, W], in grey levels
-    mask: np.ndarray  # uint8 [H, W], 1 for ink
-
-
-def find_writing(colours, size, rules):
+def find_strokes(colours, size, rules):
     """Return the ink of a picture, its mask without lines, and the lines' mask.
 
     Digits are up to size pixels high; rules are lines that are known already.
@@ -365,53 +226,10 @@ def find_writing(colours, size, rules):
         return ink, find_mask(ink, size, 0.15), rules
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
 
-    thickness = 3 + size // 6
-    rest = drop_lines(mask & ~rules, thickness, size // 2)
-    if (mask & ~rest).any():
-        rest = drop_remains(rest, mask & ~rest, thickness)
-    return ink, rest if rest.any() else mask, mask & ~rest
-
-
-def drop_remains(mask, lines, thickness):
-    """Return the mask without what is left of lines: low, and nearly all on a line."""
-    wide = cv2.dilate(lines, np.ones((5, 5)))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    on_line = np.bincount(labels[wide > 0], minlength=count)
-    remains = on_line > 0.9 * np.bincount(labels.ravel(), minlength=count)
-    remains &= stats[:, cv2.CC_STAT_HEIGHT] < 2 * thickness
-    return mask & ~np.uint8(remains[labels])
-
-
-def find_page(colours):
-    """Return the Page of a picture; raises Unreadable if there is no ink."""
-    side, longest = min(colours.shape[:2]), max(colours.shape[:2])
-    if side > SMALL:  # Strokes are narrower than a fifth of the picture.
-        scale = min(1, 600 / longest)
-        size = int(0.3 * scale * side)
-    else:  # A digit may fill it.
-        scale, size = WRITING / side, WRITING
-
-    rules = np.zeros(colours.shape[:2], np.uint8)
-    for _ in range(3):  # A frame may hide its digits at first.
-        scaled = resize(colours, scale)
-        shape = scaled.shape[1::-1]
-        rules = cv2.resize(255 * rules, shape, interpolation=cv2.INTER_AREA)
-        ink, mask, rules = find_writing(scaled, size, np.uint8(rules > 0))
-
-        parts = find_parts(mask)
-        if not parts.writing.any():
-            raise Unreadable("there is no ink in the picture")
-        if parts.writing.sum() > MOST:
-            raise Unreadable("there are specks all over the picture")
-        height = measure(parts)
-        if size == WRITING and 0.7 < height / WRITING < 1.4:
-            break
-
-        if height < WRITING:  # At a larger scale lines are seen more clearly.
-            rules[:] = 0
-        scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
-        size = WRITING
-    return Page(scaled, ink, keep_table(mask, rules))
+    rest = drop_lines(mask & ~rules, 3 + size // 6, size // 2)
+    if not rest.any():
+        return ink, mask, rules
+    return ink, rest, mask & ~rest
 
 
 def keep_table(mask, rules):
@@ -429,40 +247,172 @@ def keep_table(mask, rules):
     return table
 
 
-def level(page, slope):
-    """Return a Page turned until its lines, which fall by a slope, are level."""
-    height, width = page.mask.shape
-    middle = width / 2, height / 2
-    matrix = cv2.getRotationMatrix2D(middle, math.degrees(math.atan(slope)), 1)
-    size = np.abs(matrix[:, :2]) @ [width, height]
-    matrix[:, 2] += size / 2 - middle
-    size = size.astype(int)
-    return Page(*(cv2.warpAffine(image, matrix, size) for image in page))
+# ---- page ---------------------------------------------------------------------------
 
 
-def join_parts(parts):
-    """Return all writing as one part: in MNIST's size, it is a digit if it looks so."""
-    labels = np.int32(parts.writing[parts.labels])
-    left, top, width, height = cv2.boundingRect(np.uint8(labels))
-    box = [left, top, left + width, top + height]
+class Page(NamedTuple):
+    """A picture whose digits are WRITING pixels high, and its ink."""
 
-    return parts._replace(
-        labels=labels,
-        boxes=np.array([[0, 0, 0, 0], box]),
-        writing=np.array([False, True]),
-        cells=np.array([-1, -1]),
-        rooms={},
-    )
+    colours: np.ndarray  # uint8 [H, W, 3]
+    ink: np.ndarray  # float32 [H, W], in grey levels
+    mask: np.ndarray  # uint8 [H, W], 1 for ink
+
+
+class Parts(NamedTuple):
+    """The connected pieces of writing on a page: no frames, no edges of things."""
+
+    labels: np.ndarray  # int [H, W], the piece at each pixel; -1: none
+    boxes: np.ndarray  # int [N, 4]: left, top, right, bottom
+    areas: np.ndarray  # int [N], pixels
+    cells: np.ndarray  # int [N], the cell that each lies in; -1: in none
+    rooms: dict  # {cell: its box}
+
+
+def find_page(colours):
+    """Return the Page of a picture; raises Unreadable if there is no ink."""
+    side, longest = min(colours.shape[:2]), max(colours.shape[:2])
+    if side > SMALL:  # Strokes are narrower than a fifth of the picture.
+        scale = min(1, 600 / longest)
+        size = int(0.3 * scale * side)
+    else:  # A digit may fill it.
+        scale, size = WRITING / side, WRITING
+
+    rules = np.zeros(colours.shape[:2], np.uint8)
+    for _ in range(3):  # A frame may hide its digits at first.
+        scaled = resize(colours, scale)
+        shape = scaled.shape[1::-1]
+        rules = cv2.resize(255 * rules, shape, interpolation=cv2.INTER_AREA)
+        ink, mask, rules = find_strokes(scaled, size, np.uint8(rules > 0))
+
+        parts = find_parts(mask)
+        if not len(parts.boxes):
+            raise Unreadable("there is no ink in the picture")
+        if len(parts.boxes) > MOST:
+            raise Unreadable("there are specks all over the picture")
+        height = measure(parts)
+        if size == WRITING and 0.7 < height / WRITING < 1.4:
+            break
+
+        if height < WRITING:  # At a larger scale lines are seen more clearly.
+            rules[:] = 0
+        scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
+        size = WRITING
+    return Page(scaled, ink, keep_table(mask, rules))
 
 
 def measure(parts):
     """Return the height in pixels below which half of the ink's pieces are, by area."""
-    chosen = parts.writing & (parts.along < 0.3)
-    chosen = chosen if chosen.any() else parts.writing
-    heights = (parts.boxes[:, 3] - parts.boxes[:, 1])[chosen]
+    heights = parts.boxes[:, 3] - parts.boxes[:, 1]
     order = heights.argsort()
-    areas = parts.areas[chosen][order].cumsum()
+    areas = parts.areas[order].cumsum()
     return heights[order][np.searchsorted(areas, areas[-1] / 2)]
+
+
+def turn(page, degrees):
+    """Return a Page turned to the left, none of it cut off."""
+    height, width = page.mask.shape
+    middle = width / 2, height / 2
+    matrix = cv2.getRotationMatrix2D(middle, degrees, 1)
+    size = np.abs(matrix[:, :2]) @ [width, height]
+    matrix[:, 2] += size / 2 - middle
+    size = np.rint(size).astype(int)
+    return Page(*(cv2.warpAffine(image, matrix, size) for image in page))
+
+
+def find_parts(mask):
+    """Return the Parts of a mask."""
+    frames, cells, rooms = find_frames(mask)
+    rest = mask & ~frames
+    joined = cv2.morphologyEx(rest, cv2.MORPH_CLOSE, np.ones((7, 1)))  # Broken strokes
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined)
+    left, top, width, height, areas = stats.T
+    boxes = np.stack([left, top, left + width, top + height], axis=1)
+
+    along = np.bincount(list_rim(labels), minlength=count)
+    # The edge of a desk, of a frame or of a scanner's lid
+    edge = along > 0.3 * np.hypot(width, height)
+    edge &= (height < WRITING / 2) | (height > 2 * WRITING)
+    writing = np.maximum(width, height) > 3
+    writing[0] = False  # The paper
+    if writing[~edge].any():
+        writing[edge] = False
+
+    numbers = np.where(writing, writing.cumsum() - 1, -1)
+    inside = np.full(count, -1)
+    inside[labels[rest > 0]] = cells[rest > 0]
+    labels = np.where(rest, numbers[labels], -1)
+    return Parts(labels, boxes[writing], areas[writing], inside[writing], rooms)
+
+
+def find_frames(mask):
+    """Return uint8 [H, W], 1 for frames; int32 [H, W], each pixel's cell; their boxes.
+
+    A hole in the ink that has ink inside is a cell, whatever its shape: the box of a
+    form, a table's cell, a card, the axes of a plot; the ink may touch its frame.
+    Pixels in no cell are -1.
+    """
+    outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
+    areas = [cv2.contourArea(outline, oriented=True) for outline in outlines]
+    # A hole smaller than a cell is the loop of a digit, which may touch a frame.
+    small = [o for o, area in zip(outlines, areas) if 0 < area < WRITING**2 / 2]
+    loops = cv2.drawContours(np.zeros_like(mask), small, -1, 1, cv2.FILLED)
+
+    labels = cv2.connectedComponents(mask)[1]
+    frame_mask = np.zeros_like(mask)
+    cells = np.full(mask.shape, -1, np.int32)
+    rooms = {}
+
+    for frame in choose_frames(outlines, tree):
+        x, y = outlines[frame][0, 0]
+        ink = np.uint8(labels == labels[y, x])
+        frame_mask |= ink
+
+        for hole in np.flatnonzero(tree[0, :, 3] == frame):
+            if areas[hole] < WRITING**2 / 2:
+                continue
+
+            left, top, width, height = cv2.boundingRect(outlines[hole])
+            area = slice(top, top + height), slice(left, left + width)
+            rooms[hole] = left, top, left + width, top + height
+            cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
+            room = np.uint8(cells[area] == hole)
+            frame_mask[area] &= ~find_touching(ink[area], room, loops[area])
+    return frame_mask, cells, rooms
+
+
+def choose_frames(outlines, tree):
+    """Return which outlines are frames: around holes with ink, or thin boxes."""
+    if tree is None:
+        return []
+    parents = tree[0, :, 3]
+    areas = np.array([cv2.contourArea(outline) for outline in outlines])
+    is_hole = np.array([cv2.contourArea(o, oriented=True) > 0 for o in outlines])
+    inside = np.bincount(parents + 1, areas, minlength=len(areas) + 1)[1:]
+    filled = is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
+
+    thin = np.flatnonzero(~is_hole & (inside > 0.6 * areas))
+    rectangles = np.array([math.prod(cv2.minAreaRect(outlines[i])[1]) for i in thin])
+    boxes = thin[areas[thin] > 0.95 * rectangles]
+    return np.union1d(parents[filled], boxes).astype(int)
+
+
+def find_touching(frame, room, loops):
+    """Return uint8 [H, W]: the ink of a frame that stands into a room, its hole.
+
+    It is a digit that touches its frame: what a closing of the hole, with the digits'
+    loops, covers, but not the frame's straight or round sides.
+    """
+    side = WRITING // 3 | 1  # No stroke is so wide.
+    room = cv2.erode(np.pad(room, side), np.ones((3, 3)))  # Its outline is frame.
+    room |= np.pad(loops, side)
+    closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, np.ones((side, side)))
+    touching = frame & closed[side:-side, side:-side]
+    labels, stats = cv2.connectedComponentsWithStats(touching)[1:3]
+
+    high = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
+    thick = labels[cv2.erode(touching, np.ones((3, 3))) > 0]  # Not the frame's rim
+    digits = np.intersect1d(np.flatnonzero(high), thick)
+    return np.uint8(np.isin(labels, digits))
 
 
 # ---- lines --------------------------------------------------------------------------
@@ -471,73 +421,47 @@ def measure(parts):
 def find_lines(boxes):
     """Return lists of indices of boxes [N, 4]: each line from left to right, downwards.
 
-    A line is a chain of neighbours, so that it may slant and bend. The boxes are those
-    of pieces of ink, or of cells.
+    A line is a chain of neighbours, so that it may slant, bend and dance. The boxes are
+    those of pieces of ink, or of cells.
     """
-    boxes = np.float32(boxes)
-    left, top, right, bottom = boxes.T
-    height = bottom - top
-
-    chains, small = [], []
-    for i in left.argsort():
-        if height[i] < WRITING / 2:
-            small.append(i)
-            continue
-
-        best, most = None, 0.25  # Of their mean height they lie beside each other.
-
-        for chain in chains:
-            last = chain[-3:]
-            end = np.minimum(bottom[i], bottom[last])
-            beside = end - np.maximum(top[i], top[last])
-            mean = (height[i] + height[last]) / 2
-            share = (beside / mean).max()
-            if share > most:
-                best, most = chain, share
-
-        if best is None:
-            best = []
-            chains.append(best)
-        best.append(i)
-
-    lines = join_chains(chains, boxes)
-    add_small(lines, small, boxes)
-    return sorted(lines, key=lambda line: (top + bottom)[line].mean())
-
-
-def join_chains(chains, boxes):
-    """Return chains joined that stand beside each other: digits may dance on a line."""
-    left, top, right, bottom = boxes.T
-    middle = (top + bottom) / 2
+    left, top, right, bottom = np.float32(boxes).T
+    height, middle = bottom - top, (top + bottom) / 2
+    is_low = height < WRITING / 2
     lines = []
-    for chain in chains:
+
+    for i in left.argsort():
+        if is_low[i]:
+            continue
+        away = [np.inf]  # From the last boxes of each line, in heights
         for line in lines:
-            beside = left[chain].min() > right[line].max()
+            mean = (height[i] + height[line[-3:]]) / 2
+            away.append(min(np.abs(middle[i] - middle[line[-3:]]) / mean))
 
-            if beside and abs(middle[chain[0]] - middle[line[-1]]) < WRITING:
-                line.extend(chain)
-                break
-        else:
-            lines.append(chain)
-    return lines
+        if min(away) > BESIDE:
+            lines.append([])
+            away.append(0)
+        lines[np.argmin(away) - 1].append(i)
+
+    add_low(lines, np.flatnonzero(is_low), boxes)
+    return sorted(lines, key=lambda line: middle[line].mean())
 
 
-def add_small(lines, small, boxes):
-    """Add what is small to the line it is near: a dot, a dash, a broken-off stroke."""
-    large = [(line, boxes[i]) for line in lines for i in line]
-    for i in small:
+def add_low(lines, low, boxes):
+    """Add what is low to the line it is near: a dot, a dash, a broken-off stroke."""
+    tall = [(boxes[i], line) for line in lines for i in line]
+
+    for i in low:
         left, top, right, bottom = boxes[i]
-        best, nearest = None, 0.3 * WRITING
-        for line, box in large:
-            across = max(0, box[0] - right, left - box[2])
-            down = max(0, box[1] - bottom, top - box[3])
+        away = [0.3 * WRITING]
+        for other, _ in tall:
+            across = max(0, other[0] - right, left - other[2])
+            down = max(0, other[1] - bottom, top - other[3])
+            away.append(down + across / 5)  # Along a line there are gaps.
 
-            away = math.hypot(across, down) if down else across / 5  # On the line
-            if away < nearest:
-                best, nearest = line, away
-        if best is not None:
-            best.append(i)
-        elif max(right - left, bottom - top) > DOT:
+        nearest = np.argmin(away)
+        if nearest > 0:
+            tall[nearest - 1][1].append(i)
+        elif max(right - left, bottom - top) > DOT:  # Dirt is smaller.
             lines.append([i])
 
 
@@ -546,14 +470,13 @@ def find_slope(boxes):
     boxes = boxes[boxes[:, 3] - boxes[:, 1] >= WRITING / 2]
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     slopes = []
+
     for middle in middles:
         right, down = (middles - middle).T
         near = (right > 0) & (right < 3 * WRITING)
-
         near &= np.abs(down) < 0.8 * right  # Not the line below
         if near.any():
-            distance = np.where(near, np.hypot(right, down), np.inf)
-            nearest = distance.argmin()
+            nearest = np.where(near, np.hypot(right, down), np.inf).argmin()
             slopes.append(down[nearest] / right[nearest])
     return np.median(slopes) if len(slopes) > 3 else 0  # Of fewer it says nothing.
 
@@ -568,6 +491,9 @@ class Symbol:
     text: str = ""
     probability: float = 1.0
     images: list = field(default_factory=list)  # uint8 [28, 28], what the network saw
+
+    def is_wide(self):
+        return self.mask.shape[1] > WIDEST * self.mask.shape[0]
 
 
 def find_symbols(ink, parts, line):
@@ -601,20 +527,25 @@ def find_symbols(ink, parts, line):
 def read_sign(box, digits):
     """Return "-", ".", "?" or "dirt" for the box of something lower than the digits."""
     left, top, right, bottom = box
-    size, thin = max(right - left, bottom - top), min(right - left, bottom - top)
+    size = max(right - left, bottom - top)
+    thin = min(right - left, bottom - top)
     before = next((d for d in reversed(digits) if d[0] < left), None)
     after = next((d for d in digits if d[0] >= left), None)
+
     if after and right - left > max(1.5 * thin, DOT):
         begins = before is None or left - before[2] > WRITING
         height = (top + bottom) / 2 - after[1]
-
         if begins and 0.25 < height / (after[3] - after[1]) < 0.75:
             return "-"
+
     if before and after and before[2] + 0.35 * WRITING < after[0] >= right:
         on_line = bottom > min(before[3], after[3]) - DOT / 4
         if on_line and size < min(1.7 * thin, 1.5 * DOT):
             return "."
-    return "dirt" if size < DOT else "?"
+
+    # What is small is dirt, and beside a digit its broken-off stroke.
+    beside = [d for d in digits if left - d[2] < DOT / 2 and d[0] - right < DOT / 2]
+    return "dirt" if size < (DOT if beside else DOT / 2) else "?"
 
 
 # ---- digits -------------------------------------------------------------------------
@@ -703,22 +634,24 @@ class Reader:
         unread = [symbol for symbol in symbols if not symbol.text]
         if not unread:
             return
+
         for symbol in unread:
             symbol.images = [centre(symbol.ink, symbol.mask)]
         digits, values = self.classify([symbol.images[0] for symbol in unread])
+        for symbol, digit, value in zip(unread, digits, values):
+            symbol.text, symbol.probability = str(digit), float(value)
+        if self.regression:
+            return
 
-        wide = [s.mask.shape[1] > WIDEST * s.mask.shape[0] for s in unread]
-        doubted = wide | (values < SURE)
-        cutting &= not self.regression and doubted.sum() <= CUTS
-
-        for number, symbol in enumerate(unread):
-            symbol.text, symbol.probability = str(digits[number]), float(values[number])
-            if cutting and doubted[number]:
-                self.cut(symbol, wide[number])
-            if not self.regression and symbol.probability < GUESS:
+        doubted = [s for s in unread if s.probability < SURE or s.is_wide()]
+        if cutting and len(doubted) <= CUTS:
+            for symbol in doubted:
+                self.cut(symbol)
+        for symbol in unread:
+            if symbol.probability < GUESS:
                 symbol.text = "?"
 
-    def cut(self, symbol, wide):
+    def cut(self, symbol):
         """Read a Symbol as digits that touch, if that is more probable than one digit.
 
         Of all ways to cut it, it is the one whose pieces the network believes most.
@@ -732,27 +665,37 @@ class Reader:
         images = []
         for piece in pieces:
             images.append(centre(symbol.ink[:, piece], symbol.mask[:, piece]))
-        digits, probabilities = self.classify(images)
-        scores = np.log(probabilities.clip(1e-9)) - PIECE  # It must be worth its cut.
+        digits, values = self.classify(images)
 
-        best = {0: (0, [])}  # {cut: (score, numbers of the pieces to the left of it)}
-        for number, (begin, end) in enumerate(spans):
-            if begin in best:
-                score = best[begin][0] + scores[number] - prices[begin]
-                if end not in best or score > best[end][0]:
-                    best[end] = score, [*best[begin][1], number]
-
-        score, chosen = best.get(len(cuts) - 1, (-np.inf, []))
-        whole = min(symbol.probability, GUESS) if wide else symbol.probability
+        scores = np.log(values.clip(1e-9)) - PIECE  # It must be worth its cut.
+        score, chosen = find_path(spans, scores, prices)
+        whole = symbol.probability
+        if symbol.is_wide():
+            whole = min(whole, GUESS)
         if score <= math.log(max(whole, 1e-9)):
             return
 
+        may_be_one = symbol.probability >= SURE  # A wide digit
         symbol.text = "".join(str(digits[number]) for number in chosen)
         symbol.images = [images[number] for number in chosen]
-        may_be_one = symbol.probability >= SURE  # A wide digit
-        symbol.probability = float(probabilities[chosen].min())
+        symbol.probability = float(values[chosen].min())
         if may_be_one or "1" in symbol.text:
             symbol.probability = min(symbol.probability, DOUBT)
+
+
+def find_path(spans, scores, prices):
+    """Return the most that spans in a row from end to end score, and their numbers.
+
+    Spans are (begin, end), by end; each costs the price of the cut where it begins.
+    """
+    best = {0: (0, [])}  # {cut: (score, numbers of the spans to the left of it)}
+    for number, (begin, end) in enumerate(spans):
+        if begin in best:
+            score, before = best[begin]
+            score += scores[number] - prices[begin]
+            if end not in best or score > best[end][0]:
+                best[end] = score, [*before, number]
+    return best.get(len(prices), (-np.inf, []))
 
 
 def find_cuts(mask):
@@ -787,23 +730,7 @@ def find_spans(mask, cuts):
     return spans
 
 
-# ---- page ---------------------------------------------------------------------------
-
-
-def write_line(symbols):
-    """Return the text of a line of Symbols; a wide gap is a space."""
-    gaps = []
-    for before, after in zip(symbols, symbols[1:]):
-        gaps.append(after.box[0] - before.box[2])
-    wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
-    if len(gaps) > 1:
-        usual = np.quantile(gaps, 0.5, method="lower")
-        wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
-
-    text = symbols[0].text
-    for gap, symbol in zip(gaps, symbols[1:]):
-        text += f" {symbol.text}" if gap > wide else symbol.text
-    return text
+# ---- reading ------------------------------------------------------------------------
 
 
 class Reading(NamedTuple):
@@ -818,24 +745,73 @@ class Reading(NamedTuple):
         return sum(s.probability for s in self.symbols) / max(1, len(self.symbols))
 
 
-def read_page(reader, page, single):
-    """Return the Reading of a Page; single: all its ink is one digit."""
+def read_picture(reader, colours):
+    """Return the text of a picture, its Symbols, and {title: picture} of the steps.
+
+    Raises Unreadable if nothing is written on it.
+    """
+    steps = {"picture": colours}
+    corners = find_sheet(colours)
+    if corners is not None:
+        steps["sheet laid flat"] = lay_flat(colours, corners)
+
+    try:
+        page = find_page(steps.get("sheet laid flat", colours))
+    except Unreadable:
+        if corners is None:
+            raise
+        page = find_page(colours)  # It was no sheet.
+
+    # What has MNIST's size is one digit.
+    read = read_digit if max(colours.shape[:2]) <= 28 else read_turned
+    text, symbols, page, parts = read(reader, page)
+    if not symbols:
+        raise Unreadable("there is no writing in the picture")
+
+    steps["ink"] = page.ink
+    steps["lines and frames removed"] = parts.labels >= 0
+    steps["digits found"] = page.colours
+    for symbol in symbols:
+        left, top, right, bottom = map(int, symbol.box)
+        cv2.rectangle(page.colours, (left, top), (right, bottom), (255, 0, 0))
+    return text, symbols, steps
+
+
+def read_turned(reader, page):
+    """Return the Reading of a Page as it lies, or turned by 90° if that is likelier."""
+    reading = read_page(reader, page)
+    few = len(reading.symbols) < 6  # They may look right in any position.
+    if few or reader.regression or reading.trust() > TURNED:
+        return reading
+    turned = [read_page(reader, turn(page, degrees)) for degrees in (90, -90)]
+    return max([reading, *turned], key=Reading.trust)
+
+
+def read_digit(reader, page):
+    """Return the Reading of a Page whose ink is all one digit."""
     parts = find_parts(page.mask)
-    slope = find_slope(parts.boxes[parts.writing])
+    mask = np.uint8(parts.labels >= 0)
+    symbol = Symbol([0, 0, *mask.shape[::-1]], page.ink, mask)
+    reader.read([symbol], cutting=False)
+    return Reading(symbol.text, [symbol], page, parts)
+
+
+def read_page(reader, page):
+    """Return the Reading of a Page."""
+    parts = find_parts(page.mask)
+    slope = find_slope(parts.boxes)
     if abs(slope) > SLOPE:
-        page = level(page, slope)
+        page = turn(page, math.degrees(math.atan(slope)))
         parts = find_parts(page.mask)
-    if single:
-        parts = join_parts(parts)
 
     cells = {}
     for cell in (-1, *parts.rooms):
-        inside = np.flatnonzero(parts.writing & (parts.cells == cell))
+        inside = np.flatnonzero(parts.cells == cell)
         lines = [inside[line] for line in find_lines(parts.boxes[inside])]
         lines = [find_symbols(page.ink, parts, line) for line in lines]
         cells[cell] = [line for line in lines if line]
     symbols = [s for lines in cells.values() for line in lines for s in line]
-    reader.read(symbols, cutting=not single)
+    reader.read(symbols, cutting=True)
 
     rows = write_rows(cells, parts.rooms)
     text = " ".join(text for _, text, _ in rows)
@@ -887,86 +863,51 @@ def write_row(cells, boxes):
     return space.join(texts)
 
 
-def read_turned(reader, page, single):
-    """Return the Reading of a Page as it lies, or turned by 90° if that is likelier."""
-    reading = read_page(reader, page, single)
-    few = len(reading.symbols) < 6  # They may look right in any position.
-    if few or reader.regression or reading.trust() > TURNED:
-        return reading
+def write_line(symbols):
+    """Return the text of a line of Symbols; a wide gap is a space."""
+    boxes = np.array([symbol.box for symbol in symbols])
+    gaps = boxes[1:, 0] - boxes[:-1, 2]
+    wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
+    if len(gaps) > 1:
+        usual = np.quantile(gaps, 0.5, method="lower")
+        wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
 
-    left = Page(*(np.ascontiguousarray(np.rot90(image)) for image in page))
-    right = Page(*(np.ascontiguousarray(np.rot90(image, 3)) for image in page))
-    turned = [read_page(reader, left, single), read_page(reader, right, single)]
-    return max([reading, *turned], key=Reading.trust)
-
-
-def read_picture(reader, colours):
-    """Return the text of a picture, its Symbols, and {title: picture} of the steps.
-
-    Raises Unreadable if nothing is written on it.
-    """
-    steps = {"picture": colours}
-    corners = find_sheet(colours)
-    if corners is not None:
-        steps["sheet laid flat"] = lay_flat(colours, corners)
-
-    try:
-        page = find_page(steps.get("sheet laid flat", colours))
-    except Unreadable:
-        if corners is None:
-            raise
-        page = find_page(colours)  # It was no sheet.
-
-    single = max(colours.shape[:2]) <= 28  # What has MNIST's size is one digit.
-    text, symbols, page, parts = read_turned(reader, page, single)
-    if not symbols:
-        raise Unreadable("there is no writing in the picture")
-
-    steps["ink"] = page.ink
-    steps["lines and frames removed"] = parts.writing[parts.labels]
-    steps["digits found"] = page.colours
-    for symbol in symbols:
-        left, top, right, bottom = map(int, symbol.box)
-        cv2.rectangle(page.colours, (left, top), (right, bottom), (255, 0, 0))
-    return text, symbols, steps
+    text = symbols[0].text
+    for gap, symbol in zip(gaps, symbols[1:]):
+        text += f" {symbol.text}" if gap > wide else symbol.text
+    return text
 
 
 def read_raw(reader, colours):
-    """Do the same in the article's way: the picture is one digit, only resized."""
-    grey = Image.fromarray(colours).convert("L")
-    image = 255 - np.array(grey.resize((28, 28), Image.Resampling.LANCZOS))
+    """Do as read_picture, but in the article's way: the picture is one digit."""
+    grey = np.array(Image.fromarray(colours).convert("L"))
+    small = Image.fromarray(grey).resize((28, 28), Image.Resampling.LANCZOS)
+    image = 255 - np.array(small)
     digits, values = reader.classify([image])
-    symbol = Symbol([0, 0, 28, 28], image, image)
-    symbol.text, symbol.probability = str(digits[0]), values[0]
-    symbol.images = [image]
-    return symbol.text, [symbol], {"picture": colours, "grey": np.array(grey)}
+    symbol = Symbol([0, 0, 28, 28], image, image, str(digits[0]), values[0], [image])
+    return symbol.text, [symbol], {"picture": colours, "grey": grey}
 
 
 def read_digits(path):
     """Return the digits on a picture as uint8 [28, 28], in reading order, unread."""
     page = find_page(open_picture(path))
     parts = find_parts(page.mask)
-    digits = []
-    for line in find_lines(parts.boxes[parts.writing]):
-        line = np.flatnonzero(parts.writing)[line]
-        symbols = find_symbols(page.ink, parts, line)
-        digits += [centre(s.ink, s.mask) for s in symbols if not s.text]
-    return digits
+    lines = [find_symbols(page.ink, parts, line) for line in find_lines(parts.boxes)]
+    return [centre(s.ink, s.mask) for line in lines for s in line if not s.text]
+
+
+def describe(reader, symbols):
+    """Return how probable it is that all is right, or a regression's outputs."""
+    values = [symbol.probability for symbol in symbols]
+    if reader.regression:
+        return "output " + ", ".join(f"{value:.2f}" for value in values)
+    probability = math.prod(values)
+    sure = "" if probability >= SURE else ", not sure"
+    percent = min(99.9, 100 * probability)  # Nothing is certain.
+    return f"{percent:.1f} %{sure}"
 
 
 # ---- drawing -------------------------------------------------------------------------
-
-
-def save_figure(figure, path):
-    """Draw a figure into a PNG file, atomically; another kind of file stays."""
-    target = os.path.realpath(path)  # A symbolic link stays one.
-    try:
-        if os.path.exists(target) and open(target, "rb").read(4) != b"\x89PNG":
-            raise SystemExit(f"error: {path} is there and is not a PNG")
-        figure.savefig(f"{target}.tmp", format="png")  # Removed if it fails.
-        os.replace(f"{target}.tmp", target)
-    except OSError as error:
-        raise SystemExit(f"error: {path}: {error.strerror}") from None
 
 
 def draw(drawings, path):
@@ -982,66 +923,53 @@ def draw(drawings, path):
             axis.imshow(picture, "gray")
             axis.set_title(title, fontsize=9, wrap=True)
 
-    save_figure(figure, path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}") from None
     print(f"drawn: {path}")
 
 
 def tile(images):
     """Return images uint8 [28, 28] as one, eight in a row."""
-    columns = min(8, len(images))
-    rows = -(-len(images) // columns)
-    tiles = np.zeros((rows * columns, 28, 28), np.uint8)
-    tiles[: len(images)] = images
-    tiles = tiles.reshape(rows, columns, 28, 28).swapaxes(1, 2)
-    return tiles.reshape(28 * rows, 28 * columns)
+    rows = [np.hstack(images[start : start + 8]) for start in range(0, len(images), 8)]
+    width = rows[0].shape[1]
+    return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]))) for row in rows])
 
 
 class Board:
     """A board for the mouse; its title says what is read as each stroke ends."""
 
     def __init__(self, reader, figure):
-        self.reader, self.canvas = reader, figure.canvas
+        self.reader = reader
         self.axes = figure.add_axes((0.03, 0.03, 0.94, 0.82))
         self.axes.axis("off")
         self.picture = self.axes.imshow(np.zeros((280, 420, 3)))
-        self.pen, self.last = (255,) * 3, None  # White, and no stroke has begun
+        self.pen = (255, 255, 255)
         self.clear()
-        for name in ("button_press", "motion_notify", "button_release", "key_press"):
-            figure.canvas.mpl_connect(f"{name}_event", getattr(self, name))
+        self.lasso = LassoSelector(self.axes, self.add_stroke)
+        figure.canvas.mpl_connect("key_press_event", self.press_key)
 
     def clear(self):
-        paper = 255 - self.pen[0]
-        self.page = np.full((280, 420, 3), paper, np.uint8)
+        self.page = np.full((280, 420, 3), 255, np.uint8) - np.uint8(self.pen)
         self.show("draw a number with the mouse")
 
     def show(self, title):
-        keys = "c: clear   i: other colours   q: close"
         self.picture.set_data(self.page)
-        self.axes.set_title(f"{title}\n{keys}")
-        self.canvas.draw_idle()
+        self.axes.set_title(f"{title}\nc: clear   i: other colours   q: close")
+        self.axes.figure.canvas.draw_idle()
 
-    def button_press(self, event):
-        if event.inaxes:
-            self.last = int(event.xdata), int(event.ydata)
-
-    def motion_notify(self, event):
-        if event.inaxes and self.last:
-            point = int(event.xdata), int(event.ydata)
-            cv2.line(self.page, self.last, point, self.pen, 12, cv2.LINE_AA)
-            self.last = point
-            self.show("...")
-
-    def button_release(self, event):
-        self.last = None
+    def add_stroke(self, points):
+        cv2.polylines(self.page, [np.int32(points)], False, self.pen, 12, cv2.LINE_AA)
         try:
             text, symbols, _ = read_picture(self.reader, self.page)
             self.show(f"{text}  ({describe(self.reader, symbols)})")
         except Unreadable as error:
             self.show(error)
 
-    def key_press(self, event):
+    def press_key(self, event):
         if event.key == "i":
-            self.pen = (255 - self.pen[0],) * 3
+            self.pen = tuple(255 - value for value in self.pen)
         if event.key in ("c", "i"):
             self.clear()
 
@@ -1060,6 +988,28 @@ def open_board(reader):
 # ---- command line --------------------------------------------------------------------
 
 
+def read_files(reader, args):
+    """Print a line for each picture; return what --show draws and whether all went."""
+    drawings, failed = [], False
+    read = read_raw if args.raw else read_picture
+
+    for path in args.images:
+        try:
+            text, symbols, steps = read(reader, open_picture(path))
+        except Unreadable as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+
+        result = f"{text}  ({describe(reader, symbols)})"
+        print(f"{path}: {result}")
+        seen = [image for symbol in symbols for image in symbol.images]
+        if seen:
+            steps[f"what the network saw:\n{result}"] = tile(seen)
+        drawings.append(steps)
+    return drawings, failed
+
+
 def read_builtin(mode, limit=None):
     """Return a set's images float32 [N, 784] in [-1, 1] and its labels int64 [N, 1]."""
     name = {"train": "work/train", "test": "work/t10k"}[mode]
@@ -1068,81 +1018,47 @@ def read_builtin(mode, limit=None):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
+        counts = {gzip.open(path).read(8)[4:] for path in paths}
+        if len(counts) > 1:
+            raise ValueError("not as many images as labels")
         data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
     return np.array(data.images[:limit]) / 127.5 - 1, np.array(data.labels[:limit])
 
 
-def describe(reader, symbols):
-    """Return how probable it is that all is right, or a regression's outputs."""
-    values = [symbol.probability for symbol in symbols]
-    if reader.regression:
-        return "output " + ", ".join(f"{value:.2f}" for value in values)
-    probability = math.prod(values)
-    sure = "" if probability >= SURE else ", not sure"
-    percent = min(99.9, 100 * probability)  # Nothing is certain.
-    return f"{percent:.1f} %{sure}"
-
-
-def read_files(reader, args):
-    """Print a line for each picture; return what --show draws and whether all went."""
-    drawings, failed = [], False
-    for path in args.images:
-        try:
-            colours = open_picture(path)
-            read = read_raw if args.raw else read_picture
-
-            text, symbols, steps = read(reader, colours)
-        except Unreadable as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-            failed = True
-            continue
-
-        note = describe(reader, symbols)
-        print(f"{path}: {text}  ({note})")
-        seen = [image for symbol in symbols for image in symbol.images]
-        if seen:
-            steps[f"what the network saw:\n{text}  ({note})"] = tile(seen)
-        drawings.append(steps)
-    return drawings, failed
-
-
 def read_samples(reader, args):
     """Print digits beside labels, for --samples or --test; return those misread."""
     images, labels = read_builtin("test" if args.test else "train")
-    images = np.uint8(np.rint(127.5 * (images + 1)))
-    labels = labels[:, 0]
-
-    if args.samples:
-        order = np.random.default_rng(args.seed).permutation(len(labels))
-        chosen = order[: args.samples]
-        images, labels = images[chosen], labels[chosen]
-    parts = np.array_split(images, 1 + len(images) // 1000)
-    digits = np.concatenate([reader.classify(part)[0] for part in parts])
+    order = np.random.default_rng(args.seed).permutation(len(labels))
+    chosen = order[: args.samples]  # For --test all
+    images = np.uint8(np.rint(127.5 * (images[chosen] + 1)))
+    labels = labels[chosen, 0]
+    digits, _ = reader.classify(images)
+    right = labels == digits
 
     if args.test:
         print_counts(labels, digits)
     else:
         print_rows(labels, digits)
-    misread = np.flatnonzero(labels != digits)
-    right = len(labels) - len(misread)
+    print(f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)")
 
-    print(f"{right} / {len(labels)} correct ({100 * right / len(labels):.2f} %)")
-    rows = [{} for _ in misread[::10]]
-    for number, i in enumerate(misread):
-        title = f"{labels[i]}, read {digits[i]}\nimage {i}"
-        rows[number // 10][title] = images[i].reshape(28, 28)
-    return rows
+    misread = [{}]  # Rows of ten
+    for i in np.flatnonzero(~right):
+        if len(misread[-1]) == 10:
+            misread.append({})
+        title = f"{labels[i]}, read {digits[i]}\nimage {chosen[i]}"
+        misread[-1][title] = images[i].reshape(28, 28)
+    return misread if misread[0] else []
 
 
 def print_counts(labels, digits):
     """Print how often the digit of each column was read for the label of each row."""
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (labels, digits), 1)
-    print("label    read as", *(f"{digit:5}" for digit in range(10)))
-    for label, row in enumerate(counts):
-        print(f"{label:5}           ", *(f"{count:5}" for count in row))
+    table = np.column_stack([range(10), counts])
+    title = "label, and how often it was read as 0, 1, 2, ... 9:"
+    np.savetxt(sys.stdout, table, "%5d", header=title, comments="")
 
 
 def print_rows(labels, digits):
@@ -1163,15 +1079,6 @@ def above(low, kind=int):
         raise argparse.ArgumentTypeError(f"must be above {low} and below 2**32")
 
     return number
-
-
-def choose_device(gpu):
-    """Use the GPU if it is asked for and there is one, else the CPU."""
-    if gpu and not paddle.device.cuda.device_count():
-        built = "finds none" if paddle.is_compiled_with_cuda() else "is for the CPU"
-        print(f"warning: no GPU, this paddle {built}: on the CPU", file=sys.stderr)
-        gpu = False
-    paddle.set_device("gpu" if gpu else "cpu")
 
 
 def parse_args():
@@ -1197,6 +1104,11 @@ def parse_args():
         parser.error("--raw is for pictures")
     if args.show and args.draw:
         parser.error("--show is not for --draw")
+
+    if args.gpu and not paddle.device.cuda.device_count():
+        built = paddle.is_compiled_with_cuda()
+        print(f"warning: no GPU (built for CUDA: {built}): on the CPU", file=sys.stderr)
+        args.gpu = False
     return args
 
 
@@ -1207,7 +1119,7 @@ def main():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
-    choose_device(args.gpu)
+    paddle.set_device("gpu" if args.gpu else "cpu")
     reader = Reader(args.params)
     if args.draw:
         return open_board(reader)

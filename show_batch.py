@@ -64,6 +64,9 @@ def read_builtin(mode, limit=None):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
+        counts = {gzip.open(path).read(8)[4:] for path in paths}
+        if len(counts) > 1:
+            raise ValueError("not as many images as labels")
         data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None

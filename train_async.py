@@ -11,6 +11,7 @@ import ctypes
 import gzip
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -130,9 +131,12 @@ def add_no_digits(images, labels, rng):
 
     A network that has only seen digits is sure of everything (tests/README.md).
     """
-    made = []
+    made, ones = [], np.flatnonzero(labels == 1)
     while len(made) < len(images) // 20:
-        digits = images[rng.integers(len(images), size=3)]
+        chosen = rng.integers(len(images), size=3)
+        if len(ones) and rng.random() < 0.5:  # A one beside another is overlooked.
+            chosen[rng.integers(3)] = rng.choice(ones)
+        digits = images[chosen]
         kind = rng.choice(["pair", "piece of digit", "sign", "piece of sign"])
 
         ink = draw_sign(rng) if "sign" in kind else digits[0]
@@ -189,6 +193,7 @@ class Batches(paddle.io.Dataset):
         self.images, self.labels = split
         self.augmented = args.augment
         self.seeds = [args.seed, epoch]
+        self.rank = rank
 
         # Batch norm needs two images in each process.
         least = processes * (1 if args.network == "linear" else 2)
@@ -209,7 +214,7 @@ class Batches(paddle.io.Dataset):
             pixels = self.images[self.chosen[index]]
             labels = self.labels[self.chosen[index]]
             if self.augmented:  # Seeded per batch: it does not matter who loads it.
-                rng = np.random.default_rng([*self.seeds, index])
+                rng = np.random.default_rng([*self.seeds, index, self.rank])
                 pixels = augment(pixels, labels, rng)
             pixels = pixels[:, None].astype(np.float32) / 127.5 - 1
             return pixels, labels[:, None].astype(np.float32)
@@ -307,6 +312,9 @@ def fit_temperature(outputs, labels):
 
 # ---- parameters file ---------------------------------------------------------------
 
+# What --resume takes from the file, unless a flag says otherwise
+RESUMED = "done network loss optimizer schedule lr augment epochs batch_size seed limit"
+
 
 def save_parameters(path, tensors, metadata, dry_run=False):
     """Write {name: paddle.Tensor} and metadata atomically; in a dry run only try to."""
@@ -332,9 +340,7 @@ def save_epoch(args, network, optimizer, results):
     state = optimizer.state_dict()
     del state["LR_Scheduler"]  # It follows from the epochs done.
     tensors = {f"optimizer.{name}": tensor for name, tensor in state.items()}
-    # What --resume takes from the file, unless a flag says otherwise
-    names = "network loss optimizer schedule lr augment epochs batch_size seed limit"
-    settings = {name: getattr(args, name) for name in names.split()}
+    settings = {name: getattr(args, name) for name in RESUMED.split()}
     save_parameters(args.params, tensors | network.state_dict(), settings | results)
 
 
@@ -361,7 +367,8 @@ def resume(args, batches, network, optimizer, schedule):
     state = {n.removeprefix(prefix): tensors[n] for n in tensors if prefix in n}
     if state:
         optimizer.set_state_dict(state | {"LR_Scheduler": schedule.state_dict()})
-    print(f"resuming: {args.done} epochs are done, rate {optimizer.get_lr():.2g}")
+    print(f"resuming: {args.done} epochs are done")
+    print(f"the rate goes on at {optimizer.get_lr():.2g}")
 
 
 # ---- training ----------------------------------------------------------------------
@@ -378,16 +385,17 @@ OPTIMIZERS = {
 
 def make_optimizer(args, batches, network):
     """Return the optimizer, and its schedule: one cycle (Smith, 2018) or constant."""
+    kind, rate = OPTIMIZERS[args.optimizer]
+    rate = args.lr or rate
     steps = max(6, args.epochs * batches)  # Paddle's cycle divides by zero under 6.
-    schedule = paddle.optimizer.lr.OneCycleLR(args.lr, steps, end_learning_rate=0)
+    schedule = paddle.optimizer.lr.OneCycleLR(rate, steps, end_learning_rate=0)
     if args.schedule == "constant":
-        schedule = paddle.optimizer.lr.LambdaDecay(args.lr, lambda step: 1)
+        schedule = paddle.optimizer.lr.LambdaDecay(rate, lambda step: 1)
 
     options = {}
     if args.optimizer == "adam":  # It remembers a tenth of the training.
         beta2 = max(0.9, 1 - 10 / steps)
         options = {"beta1": 0.7, "beta2": beta2, "use_multi_tensor": True}
-    kind, _ = OPTIMIZERS[args.optimizer]
     return kind(schedule, parameters=network.parameters(), **options), schedule
 
 
@@ -424,7 +432,8 @@ def print_test(args, network, images, labels):
         rounded = np.rint(outputs[:, 0]).clip(0, 9) == labels
         result += f", rounded {100 * rounded.mean():.2f} %"
     print(f"test: {result}\nsaved: {args.params}")
-    print(f"next: python predict.py work/example_0.png --params {args.params}")
+    params = shlex.quote(args.params)
+    print(f"next: python predict.py work/example_0.png --params {params}")
 
 
 # ---- command line ------------------------------------------------------------------
@@ -468,16 +477,17 @@ def parse_args():
     args = parser.parse_args()
 
     if args.resume:  # What was saved takes the place of the defaults.
-        parser.set_defaults(**load_parameters(args.params)[1])
+        _, metadata = load_parameters(args.params)
+        saved = {name: metadata[name] for name in RESUMED.split() if name in metadata}
+        parser.set_defaults(**saved)
         args = parser.parse_args()
 
     if args.epochs <= args.done:
         print(f"{args.done} epochs are done already: ask for more --epochs")
         sys.exit()
-    if args.lr is None:
-        args.lr = OPTIMIZERS[args.optimizer][1]
     if args.gpu and not paddle.device.cuda.device_count():
-        print("warning: no GPU that this paddle can use: on the CPU", file=sys.stderr)
+        built = paddle.is_compiled_with_cuda()
+        print(f"warning: no GPU (built for CUDA: {built}): on the CPU", file=sys.stderr)
         args.gpu = False
 
     if args.workers and sys.platform != "linux":

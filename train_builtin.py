@@ -8,8 +8,10 @@ digits are classes, not quantities: `python train_builtin.py` ends with
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -37,6 +39,9 @@ def read_builtin(mode, limit=None):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
+        counts = {gzip.open(path).read(8)[4:] for path in paths}
+        if len(counts) > 1:
+            raise ValueError("not as many images as labels")
         data = paddle.vision.datasets.MNIST(*paths, mode=mode)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {name}-*-ubyte.gz: {error}") from None
@@ -128,7 +133,8 @@ def parse_args():
 
     args = parser.parse_args()
     if args.gpu and not paddle.device.cuda.device_count():
-        print("warning: no GPU that this paddle can use: on the CPU", file=sys.stderr)
+        built = paddle.is_compiled_with_cuda()
+        print(f"warning: no GPU (built for CUDA: {built}): on the CPU", file=sys.stderr)
         args.gpu = False
     return args
 
@@ -170,7 +176,7 @@ def main():
     result = f"{correct.sum()} / {correct.size} correct ({100 * correct.mean():.2f} %)"
     print(f"test: {result}, rounded {100 * rounded.mean():.2f} %")
     print(f"saved: {args.params}")
-    print(f"next: python predict.py --samples 100 --params {args.params}")
+    print(f"next: python predict.py --samples 100 --params {shlex.quote(args.params)}")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def parse_args():
 
     args = parser.parse_args()
     if args.gpu and not paddle.device.cuda.device_count():
-        print("warning: no GPU that this paddle can use: on the CPU", file=sys.stderr)
+        built = paddle.is_compiled_with_cuda()
+        print(f"warning: no GPU (built for CUDA: {built}): on the CPU", file=sys.stderr)
         args.gpu = False
     return args
 
