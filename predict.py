@@ -432,15 +432,15 @@ def find_lines(boxes):
     for i in left.argsort():
         if is_low[i]:
             continue
-        away = [np.inf]  # From the last boxes of each line, in heights
+        away = []  # From the last boxes of each line, in heights
         for line in lines:
             mean = (height[i] + height[line[-3:]]) / 2
             away.append(min(np.abs(middle[i] - middle[line[-3:]]) / mean))
 
-        if min(away) > BESIDE:
-            lines.append([])
-            away.append(0)
-        lines[np.argmin(away) - 1].append(i)
+        if away and min(away) < BESIDE:
+            lines[np.argmin(away)].append(i)
+        else:
+            lines.append([i])
 
     add_low(lines, np.flatnonzero(is_low), boxes)
     return sorted(lines, key=lambda line: middle[line].mean())
@@ -452,15 +452,17 @@ def add_low(lines, low, boxes):
 
     for i in low:
         left, top, right, bottom = boxes[i]
-        away = [0.3 * WRITING]
-        for other, _ in tall:
+        nearest, least = None, 0.3 * WRITING
+
+        for other, line in tall:
             across = max(0, other[0] - right, left - other[2])
             down = max(0, other[1] - bottom, top - other[3])
-            away.append(down + across / 5)  # Along a line there are gaps.
+            away = down + across / 5  # Along a line there are gaps.
+            if away < least:
+                nearest, least = line, away
 
-        nearest = np.argmin(away)
-        if nearest > 0:
-            tall[nearest - 1][1].append(i)
+        if nearest is not None:
+            nearest.append(i)
         elif max(right - left, bottom - top) > DOT:  # Dirt is smaller.
             lines.append([i])
 
