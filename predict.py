@@ -949,7 +949,8 @@ class Board:
         self.picture = self.axes.imshow(np.zeros((280, 420, 3)))
         self.pen = (255, 255, 255)
         self.clear()
-        self.lasso = LassoSelector(self.axes, self.add_stroke)
+        line = {"color": "gray", "linewidth": 12}  # Until the stroke ends
+        self.lasso = LassoSelector(self.axes, self.add_stroke, props=line)
         figure.canvas.mpl_connect("key_press_event", self.press_key)
 
     def clear(self):

@@ -75,12 +75,19 @@ def read_builtin(mode, limit=None):
 
 def draw_batch(images, labels):
     """Return a figure of images [N, ...] from -1, black, to 1, with their labels."""
-    rows = math.ceil(len(images) / 8)
-    figure = Figure(figsize=(8, 1.25 * rows))
-    for number, (image, label) in enumerate(zip(images, labels), start=1):
-        axes = figure.add_subplot(rows, 8, number, title=f"{label.item():.0f}")
-        axes.imshow(image.reshape(28, 28), cmap="gray", vmin=-1, vmax=1)
-        axes.set_axis_off()
+    columns = max(8, math.ceil(len(images) ** 0.5))
+    rows = math.ceil(len(images) / columns)
+    cells = np.ones((rows * columns, 40, 32))  # White, with room for label and gap.
+    cells[: len(images), 12:, 2:30] = images.reshape(-1, 28, 28)
+    sheet = cells.reshape(rows, columns, 40, 32).swapaxes(1, 2).reshape(rows * 40, -1)
+
+    figure = Figure(figsize=(columns, 1.25 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet, cmap="gray", vmin=-1, vmax=1)
+    axes.set_axis_off()
+    for index, label in enumerate(labels.ravel()):
+        row, column = divmod(index, columns)
+        axes.text(column * 32 + 16, row * 40 + 9, f"{label:.0f}", ha="center")
     return figure
 
 
