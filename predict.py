@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 if __name__ == "__main__":  # In the imports below, an exception would get lost.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
+    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
+        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
 if "ipykernel" not in sys.modules:  # A notebook's own backend is not for its children.
     os.environ.pop("MPLBACKEND", None)
 warnings.filterwarnings("ignore", module="paddle")
@@ -38,15 +41,15 @@ OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
 
 Image.MAX_IMAGE_PIXELS = None  # Large photos are no attack.
 LONGEST = 1600  # Pixels: a larger picture is reduced to this, which averages its grain.
-SMALL = 64  # Pixels: up to this side there are no shadows and no ruled lines.
+SMALL = 64  # Pixels at the scale in use: up to this side no shadows, no ruled lines.
 WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so high.
 LOWEST = 5  # Pixels: a digit that is lower cannot be read.
 MOST = 2000  # Pieces of ink: a full sheet of digits has fewer, noise has more.
-CUTS = 100  # Pieces that are not sure: with more it is no page of digits, none is cut.
+CUTS = 100  # Doubted Symbols: with more it is no page of digits, and none is cut.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.85  # Below this probability a reading is not sure, and may be several digits.
-DOUBT = 0.7  # The most for a 1 that was cut off something: any stroke looks like one.
-PIECE = 0.5  # Log-probability: what each piece must be worth more than the whole.
+DOUBT = 0.7  # The most for cuts that made a 1 (it may be any stroke) or cut a sure one.
+PIECE = 0.5  # Log-probability: the price of each piece, so that no cut is in vain.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 BESIDE = 0.9  # Heights: so far apart may the middles of neighbours on a line be.
@@ -72,6 +75,9 @@ def open_picture(path):
         with Image.open(path) as image:
             image.draft("RGB", (LONGEST, LONGEST))  # Decode a JPEG at a smaller size.
             image = ImageOps.exif_transpose(image)
+            if image.mode[0] not in "IF":
+                image = image.convert("RGBA")
+
     except Exception:  # A broken file raises whatever its decoder likes.
         text = "damaged, or no picture (save HEIC, PDF and SVG as PNG)"
         raise Unreadable(text) from None
@@ -81,7 +87,8 @@ def open_picture(path):
         image = Image.fromarray(np.uint8(255 * values / max(values.max(), 1e-9)))
     grey, opacity = np.asarray(image.convert("LA")).transpose(2, 0, 1)
 
-    light = opacity.min() == 0 and grey[opacity > 127].mean() > 191
+    opaque = grey[opacity > 127]
+    light = opacity.min() == 0 and opaque.size and opaque.mean() > 191
     page = Image.new("RGBA", image.size, "black" if light else "white")
     page.alpha_composite(image.convert("RGBA"))
     page.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
@@ -120,7 +127,12 @@ def find_sheet(colours):
         corners = cv2.approxPolyDP(hull, 0.03 * cv2.arcLength(hull, True), True)
         area = cv2.contourArea(corners)
         filled = cv2.contourArea(outline) > 0.95 * area
-        if len(corners) == 4 and filled and area > largest:
+        if len(corners) != 4 or not filled or area < largest:
+            continue
+
+        inside = cv2.fillPoly(np.zeros_like(edges), [corners], 1) > 0
+        lighter = small[inside].mean() > small[~inside].mean()
+        if lighter or area > edges.size / 2:  # A smaller one is a tinted box.
             found, largest = corners[:, 0] / scale, area
     return found
 
@@ -134,7 +146,7 @@ def lay_flat(colours, corners):
 
     flat = np.float32([(0, 0), (width, 0), (width, height), (0, height)])
     matrix = cv2.getPerspectiveTransform(np.float32(corners), flat)
-    return cv2.warpPerspective(colours, matrix, (width, height), flags=cv2.INTER_AREA)
+    return cv2.warpPerspective(colours, matrix, (width, height))
 
 
 # ---- ink ----------------------------------------------------------------------------
@@ -207,12 +219,12 @@ def drop_lines(mask, thickness, gap):
         least = max(0.97 * (mask.shape[1] - 2 * gap), 1.3 * WRITING)
         across = stats[:, cv2.CC_STAT_WIDTH] > least
         across[0] = False  # The paper
-        lines = thin * across[labels]
+        rules = thin * across[labels]
 
         # A stroke that runs along a line or crosses it is thicker than it.
-        usual = np.median(lines.sum(0)) / max(1, across.sum())
+        usual = np.median(rules.sum(0)) / max(1, across.sum())
         thick = np.ones((2 + int(1.5 * usual), 1))
-        mask = mask & ~(lines - cv2.morphologyEx(lines, cv2.MORPH_OPEN, thick))
+        mask = mask & ~(rules - cv2.morphologyEx(rules, cv2.MORPH_OPEN, thick))
     return mask[gap:-gap, gap:-gap]
 
 
@@ -269,7 +281,7 @@ class Parts(NamedTuple):
 
 
 def find_page(colours):
-    """Return the Page of a picture; raises Unreadable if there is no ink."""
+    """Return the Page of a picture; raises Unreadable if there is no ink, or specks."""
     side, longest = min(colours.shape[:2]), max(colours.shape[:2])
     if side > SMALL:  # Strokes are narrower than a fifth of the picture.
         scale = min(1, 600 / longest)
@@ -352,8 +364,8 @@ def find_frames(mask):
     Pixels in no cell are -1.
     """
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
-    areas = [cv2.contourArea(outline, oriented=True) for outline in outlines]
-    # A hole smaller than a cell is the loop of a digit, which may touch a frame.
+    areas = np.array([cv2.contourArea(o, oriented=True) for o in outlines])
+    # A hole's is above 0; a small hole is the loop of a digit, which may touch a frame.
     small = [o for o, area in zip(outlines, areas) if 0 < area < WRITING**2 / 2]
     loops = cv2.drawContours(np.zeros_like(mask), small, -1, 1, cv2.FILLED)
 
@@ -362,7 +374,7 @@ def find_frames(mask):
     cells = np.full(mask.shape, -1, np.int32)
     rooms = {}
 
-    for frame in choose_frames(outlines, tree):
+    for frame in choose_frames(outlines, tree, areas):
         x, y = outlines[frame][0, 0]
         ink = np.uint8(labels == labels[y, x])
         frame_mask |= ink
@@ -380,15 +392,15 @@ def find_frames(mask):
     return frame_mask, cells, rooms
 
 
-def choose_frames(outlines, tree):
+def choose_frames(outlines, tree, areas):
     """Return which outlines are frames: around holes with ink, or thin boxes."""
     if tree is None:
         return []
     parents = tree[0, :, 3]
-    areas = np.array([cv2.contourArea(outline) for outline in outlines])
-    is_hole = np.array([cv2.contourArea(o, oriented=True) > 0 for o in outlines])
+    is_hole = areas > 0
+    areas = np.abs(areas)
     inside = np.bincount(parents + 1, areas, minlength=len(areas) + 1)[1:]
-    filled = is_hole & (inside > areas / 100)  # A speck in a zero does not make it one.
+    filled = is_hole & (inside > areas / 100)  # A zero with a speck is no frame.
 
     thin = np.flatnonzero(~is_hole & (inside > 0.6 * areas))
     rectangles = np.array([math.prod(cv2.minAreaRect(outlines[i])[1]) for i in thin])
@@ -468,7 +480,7 @@ def add_low(lines, low, boxes):
 
 
 def find_slope(boxes):
-    """Return by how much lines fall, in pixels a pixel: between most neighbours."""
+    """Return by how much lines fall, in pixels a pixel: the median of neighbours."""
     boxes = boxes[boxes[:, 3] - boxes[:, 1] >= WRITING / 2]
     middles = (boxes[:, :2] + boxes[:, 2:]) / 2
     slopes = []
@@ -563,8 +575,8 @@ def centre(ink, mask):
     fine = resize(ink, 80 / max(width, height))  # Four times as large, for a start
     fine = np.pad(fine.clip(0, 1), 8)
 
-    # MNIST's strokes are 2.8 pixels wide at least, here four times as many. Four times
-    # the mean distance to a stroke's edge is its width and a little more.
+    # A straight stroke's width is four times the mean distance to its edge, less 2.
+    # Below 10 pixels, 2.5 of MNIST's, strokes are thickened; the 12.2 was fitted.
     strokes = np.uint8(fine > fine.max() / 2)
     distance = cv2.distanceTransform(strokes, cv2.DIST_L2, 5)
     lack = max(0, round(12.2 - 4 * distance[distance > 0].mean()))
@@ -583,7 +595,9 @@ def build_network(name, outputs):
     """Return the network: float32 [N, 1, 28, 28] in [-1, 1] -> float32 [N, outputs]."""
     if name == "linear":
         return nn.Sequential(("flatten", nn.Flatten()), ("fc", nn.Linear(784, outputs)))
-    layers, features = [], 784  # An MLP has no convolutions.
+
+    layers = []
+    features = 784  # An MLP has no convolutions.
     if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
         for cin, cout, side, stride in (1, 32, 7, 3), (32, 64, 3, 2):
             layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
@@ -609,11 +623,13 @@ class Reader:
 
             outputs = OUTPUTS[self.settings["loss"]]
             self.network = build_network(self.settings["network"], outputs)
-            if any(self.network.set_state_dict(tensors)):
+            missing, unexpected = self.network.set_state_dict(tensors)
+            if missing or unexpected:
                 raise ValueError("its tensors are not the network's")
         except Exception as error:  # A foreign file fails in many ways.
             text = f"error: {path}: not a parameters file, train first: {error}"
             raise SystemExit(text) from None
+
         self.network.eval()
 
     @paddle.no_grad()
@@ -663,9 +679,9 @@ class Reader:
         if not spans:
             return
 
-        pieces = [slice(cuts[begin], cuts[end]) for begin, end in spans]
         images = []
-        for piece in pieces:
+        for begin, end in spans:
+            piece = slice(cuts[begin], cuts[end])
             images.append(centre(symbol.ink[:, piece], symbol.mask[:, piece]))
         digits, values = self.classify(images)
 
@@ -677,11 +693,11 @@ class Reader:
         if score <= math.log(max(whole, 1e-9)):
             return
 
-        may_be_one = symbol.probability >= SURE  # A wide digit
+        was_sure = symbol.probability >= SURE  # As one digit, a wide one
         symbol.text = "".join(str(digits[number]) for number in chosen)
         symbol.images = [images[number] for number in chosen]
         symbol.probability = float(values[chosen].min())
-        if may_be_one or "1" in symbol.text:
+        if was_sure or "1" in symbol.text:
             symbol.probability = min(symbol.probability, DOUBT)
 
 
@@ -740,7 +756,7 @@ class Reading(NamedTuple):
 
     text: str
     symbols: list  # of Symbols, in the order in which people read
-    page: Page  # Level
+    page: Page  # Turned until its lines are level
     parts: Parts
 
     def trust(self):
@@ -762,7 +778,8 @@ def read_picture(reader, colours):
     except Unreadable:
         if corners is None:
             raise
-        page = find_page(colours)  # It was no sheet.
+        del steps["sheet laid flat"]  # It was no sheet.
+        page = find_page(colours)
 
     # What has MNIST's size is one digit.
     read = read_digit if max(colours.shape[:2]) <= 28 else read_turned
@@ -828,7 +845,8 @@ def write_rows(cells, rooms):
     """
     filled = [cell for cell in rooms if cells[cell]]
     boxes = np.array([rooms[cell] for cell in filled]).reshape(-1, 4)
-    lines, rows = cells[-1], []
+    lines = cells[-1]
+    rows = []
     for row in find_lines(boxes):
         inside = [cells[filled[i]] for i in row]
         symbols = [symbol for cell in inside for line in cell for symbol in line]
@@ -846,12 +864,13 @@ def write_rows(cells, rooms):
     return sorted(rows, key=lambda row: row[0])
 
 
-def find_beside(lines, height):
-    """Return the line of Symbols whose middle third has a height, or None."""
+def find_beside(lines, y):
+    """Return the line of Symbols in whose middle two thirds y lies, or None."""
     for line in lines:
         top, bottom = np.mean([symbol.box[1::2] for symbol in line], axis=0)
-        if abs(height - (top + bottom) / 2) < (bottom - top) / 3:
+        if abs(y - (top + bottom) / 2) < (bottom - top) / 3:
             return line
+    return None
 
 
 def write_row(cells, boxes):
@@ -882,9 +901,8 @@ def write_line(symbols):
 
 def read_raw(reader, colours):
     """Do as read_picture, but in the article's way: the picture is one digit."""
-    grey = np.array(Image.fromarray(colours).convert("L"))
-    small = Image.fromarray(grey).resize((28, 28), Image.Resampling.LANCZOS)
-    image = 255 - np.array(small)
+    grey = Image.fromarray(colours).convert("L")
+    image = 255 - np.array(grey.resize((28, 28), Image.Resampling.LANCZOS))
     digits, values = reader.classify([image])
     symbol = Symbol([0, 0, 28, 28], image, image, str(digits[0]), values[0], [image])
     return symbol.text, [symbol], {"picture": colours, "grey": grey}
@@ -900,10 +918,10 @@ def read_digits(path):
 
 def describe(reader, symbols):
     """Return how probable it is that all is right, or a regression's outputs."""
-    values = [symbol.probability for symbol in symbols]
     if reader.regression:
-        return "output " + ", ".join(f"{value:.2f}" for value in values)
-    probability = math.prod(values)
+        outputs = [symbol.probability for symbol in symbols if symbol.images]
+        return "output " + ", ".join(f"{output:.2f}" for output in outputs)
+    probability = math.prod(symbol.probability for symbol in symbols)
     sure = "" if probability >= SURE else ", not sure"
     percent = min(99.9, 100 * probability)  # Nothing is certain.
     return f"{percent:.1f} %{sure}"
@@ -949,6 +967,7 @@ class Board:
         self.picture = self.axes.imshow(np.zeros((280, 420, 3)))
         self.pen = (255, 255, 255)
         self.clear()
+
         line = {"color": "gray", "linewidth": 12}  # Until the stroke ends
         self.lasso = LassoSelector(self.axes, self.add_stroke, props=line)
         figure.canvas.mpl_connect("key_press_event", self.press_key)
@@ -983,9 +1002,9 @@ def open_board(reader):
 
     if plt.get_backend().lower() == "agg":
         raise SystemExit("error: --draw needs a display")
-    board = Board(reader, plt.figure("draw a number", figsize=(6, 4.6)))
+    figure = plt.figure("draw a number", figsize=(6, 4.6))
+    figure.board = Board(reader, figure)  # Its callbacks alone would not keep it.
     plt.show()
-    return board
 
 
 # ---- command line --------------------------------------------------------------------
@@ -1046,13 +1065,13 @@ def read_samples(reader, args):
         print_rows(labels, digits)
     print(f"{right.sum()} / {right.size} correct ({100 * right.mean():.2f} %)")
 
-    misread = [{}]  # Rows of ten
-    for i in np.flatnonzero(~right):
-        if len(misread[-1]) == 10:
+    misread = []  # Rows of ten
+    for number, i in enumerate(np.flatnonzero(~right)):
+        if number % 10 == 0:
             misread.append({})
         title = f"{labels[i]}, read {digits[i]}\nimage {chosen[i]}"
         misread[-1][title] = images[i].reshape(28, 28)
-    return misread if misread[0] else []
+    return misread
 
 
 def print_counts(labels, digits):
@@ -1117,20 +1136,18 @@ def parse_args():
 
 def main():
     args = parse_args()
-    with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
-        sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
-
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped"))
     paddle.set_device("gpu" if args.gpu else "cpu")
     reader = Reader(args.params)
-    if args.draw:
-        return open_board(reader)
+    drawings = []
+    failed = False
 
-    if args.images:
+    if args.draw:
+        open_board(reader)
+    elif args.images:
         drawings, failed = read_files(reader, args)
     else:
-        drawings, failed = read_samples(reader, args), False
+        drawings = read_samples(reader, args)
 
     if args.show and drawings:
         if len(drawings) > 20:

@@ -97,7 +97,7 @@ def parse_args():
     add = parser.add_argument
     add("--source", choices=["builtin", "json"], default="builtin", help="what to read")
     add("--batch-size", type=int, default=8, help="how many images to look at")
-    add("--data", help="read this JSON instead of work/mnist.json.gz")
+    add("--data", help="read this JSON file; None: what --source names")
     add("--save", default="show_batch.png", help="draw into this file")
 
     args = parser.parse_args()
@@ -111,10 +111,9 @@ def parse_args():
 def main():
     args = parse_args()
     if args.source == "json" or args.data:
-        path = args.data or "work/mnist.json.gz"
-        images, labels = read_splits(path, args.batch_size)["train"]
-        images = images[:, None].astype(np.float32) / 127.5 - 1
-        labels = labels[:, None].astype(np.float32)
+        images, labels = read_splits(args.data or "work/mnist.json.gz")["train"]
+        images = images[: args.batch_size, None].astype(np.float32) / 127.5 - 1
+        labels = labels[: args.batch_size, None].astype(np.float32)
     else:
         images, labels = read_builtin("train", args.batch_size)
 

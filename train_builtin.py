@@ -163,7 +163,7 @@ def main():
         loss = train_one_epoch(network, optimizer, batches, epoch, 1000)
         seconds = time.perf_counter() - start
         correct, _, error = evaluate(network, [(images, labels)])
-        if not error <= 9:  # Two digits are at most 9 apart.
+        if not error <= 9:  # Two digits are at most 9 apart; NaN is refused, too.
             raise SystemExit("error: training diverged, use a smaller --lr")
 
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}

@@ -66,7 +66,7 @@ def read_splits(path, limit=None):
 
 
 def load_data(mode, splits=None, batch_size=100, seed=0):
-    """Return a generator of batches; each call of it is an epoch of the set.
+    """Return a function; each call of it returns a generator of one epoch's batches.
 
     It yields images float32 [N, 1, 28, 28] in [-1, 1] and labels float32 [N, 1].
     """
@@ -189,7 +189,8 @@ def main():
     splits = read_splits(args.data, args.limit)
     train_loader = load_data("train", splits, args.batch_size, args.seed)
     valid_loader, eval_loader = load_data("valid", splits), load_data("eval", splits)
-    images, labels = next(load_data("train", splits, args.batch_size)())
+    # Its own: a call of train_loader would use up the first epoch's order.
+    images, labels = next(load_data("train", splits, args.batch_size, args.seed)())
     print(f"first batch: {images.dtype} {images.shape}, {labels.dtype} {labels.shape}")
 
     paddle.seed(args.seed)
@@ -201,7 +202,7 @@ def main():
         loss = train_one_epoch(network, optimizer, train_loader(), epoch, 200)
         seconds = time.perf_counter() - start
         correct, _, error = evaluate(network, valid_loader())
-        if not error <= 9:  # Two digits are at most 9 apart.
+        if not error <= 9:  # Two digits are at most 9 apart; NaN is refused, too.
             raise SystemExit("error: training diverged, use a smaller --lr")
 
         metadata = {"network": "linear", "loss": "regression", "done": epoch + 1}
