@@ -2,7 +2,7 @@
 
 A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
-    test: 9935 / 10000 correct (99.35 %)
+    test: 9943 / 10000 correct (99.43 %)
 """
 
 import argparse
