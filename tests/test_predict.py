@@ -42,6 +42,7 @@ LOW = np.roll(row(4, gap=42), 70, axis=0)
 RING = cv2.ellipse(row(1, gap=20), (96, 136), (72, 80), 0, 0, 360, 0, 5)
 SHEET = np.vstack([row(0, 1, 2, 3, 4), row(5, 6, 7, 8, 9)])
 CLIMBING = Image.fromarray(SHEET).rotate(25, expand=True, fillcolor=255)
+TINTED = np.pad(np.minimum(SHEET[20:252, 20:-20], 205), 20, constant_values=255)
 TABLE = np.hstack([box(row(0, 1)), box(row(2, 3, 5))])
 SIGNS = "AEFHKMRWX&%"
 TOUCHING = (0, 3), (1, 7), (3, 4), (8, 1), (4, 7), (9, 3)
@@ -49,6 +50,7 @@ PICTURES = {  # {kind: {what is to be read, and what it shows: uint8 [H, W]}}
     "pages": {
         "7210, a number": row(0, 1, 2, 3),
         "721 041, two lines": np.vstack([row(0, 1, 2), row(3, 4, 5)]),
+        "72104 72104, above a tinted box": np.vstack([SHEET[:272], TINTED]),
         "72 10, a space": np.hstack([row(0, 1), PAPER, row(2, 3)]),
         "7.2, a point": cv2.circle(row(0, 1, gap=24), (180, 178), 6, 0, -1),
         "-72, a minus": cv2.line(INDENTED, (50, 136), (95, 136), 0, 9),
