@@ -810,7 +810,9 @@ def read_digit(reader, page):
     """Return the Reading of a Page whose ink is all one digit."""
     parts = find_parts(page.mask)
     mask = np.uint8(parts.labels >= 0)
-    symbol = Symbol([0, 0, *mask.shape[::-1]], page.ink, mask)
+    left, top, width, height = cv2.boundingRect(mask)
+    box = [left, top, left + width, top + height]
+    symbol = Symbol(box, page.ink, mask)
     reader.read([symbol], cutting=False)
     return Reading(symbol.text, [symbol], page, parts)
 
@@ -1121,7 +1123,7 @@ def parse_args():
 
     args = parser.parse_args()
     if bool(args.images) + bool(args.samples) + args.test + args.draw != 1:
-        parser.error("name pictures, or one of --samples, --test and --draw")
+        parser.error("name either pictures or one of --samples, --test, --draw")
     if args.raw and not args.images:
         parser.error("--raw is for pictures")
     if args.show and args.draw:
@@ -1153,7 +1155,8 @@ def main():
         if len(drawings) > 20:
             print("warning: only the first 20 rows are drawn", file=sys.stderr)
         draw(drawings[:20], "show_predict.png")
-    sys.exit(failed)
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -483,7 +483,7 @@ def parse_args():
 
     on_off = argparse.BooleanOptionalAction
     add("--augment", action=on_off, default=True, help="distort; add what is no digit")
-    add("--workers", type=above(-1), default=1, help="processes that load batches")
+    add("--workers", type=int, choices=range(9), default=1, help="loading processes")
     add("--resume", action="store_true", help="go on from the parameters file")
     parser.set_defaults(done=0)  # Epochs
     args = parser.parse_args()
