@@ -149,6 +149,7 @@ def add_no_digits(images, labels, rng):
         _, _, width, height = cv2.boundingRect(ink)
         if 2 * width > height:  # A narrower one may be a one.
             made.append(centre_by_mass(ink))
+    print(f"train: {len(made)} images of no digit are added")
     labels = np.pad(labels, (0, len(made)), constant_values=NO_DIGIT)
     return np.stack([*images, *made]), labels
 
