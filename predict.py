@@ -228,30 +228,28 @@ def drop_lines(mask, thickness, gap):
     return mask[gap:-gap, gap:-gap]
 
 
-def find_strokes(colours, size, rules):
-    """Return the ink of a picture, its mask without lines, and the lines' mask.
+def find_strokes(colours, size):
+    """Return the ink of a picture, its mask, and the mask without lines.
 
-    Digits are up to size pixels high; rules are lines that are known already.
+    Digits are up to size pixels high.
     """
     ink = find_ink(colours, size)
     if min(colours.shape[:2]) <= SMALL:
-        return ink, find_mask(ink, size, 0.15), rules
+        mask = find_mask(ink, size, 0.20)
+        return ink, mask, mask
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
-
-    rest = drop_lines(mask & ~rules, 3 + size // 6, size // 2)
-    if not rest.any():
-        return ink, mask, rules
-    return ink, rest, mask & ~rest
+    rest = drop_lines(mask, 3 + size // 6, size // 2)
+    return ink, mask, rest if rest.any() else mask
 
 
-def keep_table(mask, rules):
-    """Return the mask with lines that no digit crosses: they part a table's cells."""
-    rules = cv2.dilate(rules, np.ones((3, 3)))  # Without gaps
-    labels, stats = cv2.connectedComponentsWithStats(mask)[1:3]
+def keep_table(mask, rest):
+    """Return the mask with its lines if no digit crosses them: they part cells."""
+    rules = cv2.dilate(mask & ~rest, np.ones((3, 3)))  # Without gaps
+    labels, stats = cv2.connectedComponentsWithStats(rest)[1:3]
     digits = np.flatnonzero(stats[1:, cv2.CC_STAT_HEIGHT] > WRITING / 2) + 1
     crossing = np.intersect1d(digits, labels[rules > 0])
     if not rules.any() or len(crossing) > 0.1 * len(digits):
-        return mask
+        return rest
 
     table = mask | rules
     rim = max(table.shape) // 200 + 2  # What may be missing at a line's ends
@@ -283,20 +281,17 @@ class Parts(NamedTuple):
 def find_page(colours):
     """Return the Page of a picture; raises Unreadable if there is no ink, or specks."""
     side, longest = min(colours.shape[:2]), max(colours.shape[:2])
-    if side > SMALL:  # Strokes are narrower than a fifth of the picture.
+    if side > SMALL:  # Strokes are narrower than a third of the picture.
         scale = min(1, 600 / longest)
-        size = int(0.3 * scale * side)
+        size = int(scale * side / 2)
     else:  # A digit may fill it.
         scale, size = WRITING / side, WRITING
 
-    rules = np.zeros(colours.shape[:2], np.uint8)
     for _ in range(3):  # A frame may hide its digits at first.
         scaled = resize(colours, scale)
-        shape = scaled.shape[1::-1]
-        rules = cv2.resize(255 * rules, shape, interpolation=cv2.INTER_AREA)
-        ink, mask, rules = find_strokes(scaled, size, np.uint8(rules > 0))
+        ink, mask, rest = find_strokes(scaled, size)
 
-        parts = find_parts(mask)
+        parts = find_parts(rest)
         if not len(parts.boxes):
             raise Unreadable("there is no ink in the picture")
         if len(parts.boxes) > MOST:
@@ -305,11 +300,9 @@ def find_page(colours):
         if size == WRITING and 0.7 < height / WRITING < 1.4:
             break
 
-        if height < WRITING:  # At a larger scale lines are seen more clearly.
-            rules[:] = 0
         scale = min(WRITING * scale / height, WRITING / LOWEST, 3000 / longest)
         size = WRITING
-    return Page(scaled, ink, keep_table(mask, rules))
+    return Page(scaled, ink, keep_table(mask, rest))
 
 
 def measure(parts):
@@ -343,7 +336,7 @@ def find_parts(mask):
     along = np.bincount(list_rim(labels), minlength=count)
     # The edge of a desk, of a frame or of a scanner's lid
     edge = along > 0.3 * np.hypot(width, height)
-    edge &= (height < WRITING / 2) | (height > 2 * WRITING)
+    edge &= (height < WRITING / 2) | (height > 1.6 * WRITING)
     writing = np.maximum(width, height) > 3
     writing[0] = False  # The paper
     if writing[~edge].any():
@@ -455,6 +448,7 @@ def find_lines(boxes):
             lines.append([i])
 
     add_low(lines, np.flatnonzero(is_low), boxes)
+    lines = [sorted(line, key=lambda i: left[i]) for line in lines]
     return sorted(lines, key=lambda line: middle[line].mean())
 
 
@@ -497,7 +491,7 @@ def find_slope(boxes):
 
 @dataclass
 class Symbol:
-    """A digit or a sign of a line, or ink that is neither."""
+    """A digit or a sign of a line, ink that is neither, or a cell."""
 
     box: list  # left, top, right, bottom
     ink: np.ndarray  # float32 [H, W] in grey levels
@@ -505,6 +499,7 @@ class Symbol:
     text: str = ""
     probability: float = 1.0
     images: list = field(default_factory=list)  # uint8 [28, 28], what the network saw
+    inside: list = field(default_factory=list)  # Symbols, if it is a cell
 
     def is_wide(self):
         return self.mask.shape[1] > WIDEST * self.mask.shape[0]
@@ -825,65 +820,36 @@ def read_page(reader, page):
         page = turn(page, math.degrees(math.atan(slope)))
         parts = find_parts(page.mask)
 
-    cells = {}
+    lines = {}  # {cell: its lines of Symbols}
     for cell in (-1, *parts.rooms):
         inside = np.flatnonzero(parts.cells == cell)
-        lines = [inside[line] for line in find_lines(parts.boxes[inside])]
-        lines = [find_symbols(page.ink, parts, line) for line in lines]
-        cells[cell] = [line for line in lines if line]
-    symbols = [s for lines in cells.values() for line in lines for s in line]
+        found = find_lines(parts.boxes[inside])
+        found = [find_symbols(page.ink, parts, inside[line]) for line in found]
+        lines[cell] = [line for line in found if line]
+    symbols = [s for cell in lines.values() for line in cell for s in line]
     reader.read(symbols, cutting=True)
 
-    rows = write_rows(cells, parts.rooms)
-    text = " ".join(text for _, text, _ in rows)
-    symbols = [symbol for _, _, symbols in rows for symbol in symbols]
+    text, symbols = write_page(lines, parts.rooms)
     return Reading(text, symbols, page, parts)
 
 
-def write_rows(cells, rooms):
-    """Return (top, text, Symbols) of each row, downwards: of lines, and of cells.
+def write_page(lines, rooms):
+    """Return the text of a page, and its Symbols in the order in which people read.
 
-    Cells are {number: its lines of Symbols}, rooms their boxes; -1 is in no cell.
+    Lines are {cell: lists of Symbols}, -1 for those in no cell; rooms are {cell: box}.
     """
-    filled = [cell for cell in rooms if cells[cell]]
-    boxes = np.array([rooms[cell] for cell in filled]).reshape(-1, 4)
-    lines = cells[-1]
-    rows = []
-    for row in find_lines(boxes):
-        inside = [cells[filled[i]] for i in row]
-        symbols = [symbol for cell in inside for line in cell for symbol in line]
-        top, bottom = boxes[row][:, 1::2].mean(0)
+    items = [symbol for line in lines[-1] for symbol in line]
+    for cell, room in rooms.items():
+        inside = [symbol for line in lines[cell] for symbol in line]
+        if inside:  # A cell stands on its line as a digit does.
+            text = " ".join(map(write_line, lines[cell]))
+            items.append(Symbol(room, None, None, text, inside=inside))
 
-        line = find_beside(lines, (top + bottom) / 2)
-        if line and max(map(len, inside)) == 1:  # A ring around some of its digits
-            line += symbols
-        else:
-            rows.append((boxes[row, 1].min(), write_row(inside, boxes[row]), symbols))
-
-    for line in lines:
-        line.sort(key=lambda symbol: symbol.box[0])
-        rows.append((min(symbol.box[1] for symbol in line), write_line(line), line))
-    return sorted(rows, key=lambda row: row[0])
-
-
-def find_beside(lines, y):
-    """Return the line of Symbols in whose middle two thirds y lies, or None."""
-    for line in lines:
-        top, bottom = np.mean([symbol.box[1::2] for symbol in line], axis=0)
-        if abs(y - (top + bottom) / 2) < (bottom - top) / 3:
-            return line
-    return None
-
-
-def write_row(cells, boxes):
-    """Return the text of a row of cells, each a list of lines of Symbols."""
-    texts = [" ".join(map(write_line, lines)) for lines in cells]
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    square = (0.6 * height < width) & (width < 1.4 * height)
-    alone = [len(text) == 1 for text in texts]
-    # Boxes about as wide as high, most with one digit, are a number; others are words.
-    space = "" if square.all() and np.mean(alone) > 0.5 else " "
-    return space.join(texts)
+    boxes = np.array([item.box for item in items]).reshape(-1, 4)
+    rows = [[items[i] for i in row] for row in find_lines(boxes)]
+    text = " ".join(map(write_line, rows))
+    symbols = [s for row in rows for item in row for s in item.inside or [item]]
+    return text, symbols
 
 
 def write_line(symbols):
@@ -895,10 +861,21 @@ def write_line(symbols):
         usual = np.quantile(gaps, 0.5, method="lower")
         wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
 
+    words = not are_boxes([symbol for symbol in symbols if symbol.inside])
     text = symbols[0].text
-    for gap, symbol in zip(gaps, symbols[1:]):
-        text += f" {symbol.text}" if gap > wide else symbol.text
+    for before, after, gap in zip(symbols, symbols[1:], gaps):
+        apart = gap > wide or (words and before.inside and after.inside)
+        text += f" {after.text}" if apart else after.text
     return text
+
+
+def are_boxes(cells):
+    """Return whether cells are a form's: about as wide as high, most with one digit."""
+    alone = sum(len(cell.text) == 1 for cell in cells)
+    boxes = np.array([cell.box for cell in cells]).reshape(-1, 4)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    square = (0.6 * height < width) & (width < 1.4 * height)
+    return square.all() and alone > len(cells) / 2
 
 
 def read_raw(reader, colours):
@@ -964,27 +941,24 @@ class Board:
 
     def __init__(self, reader, figure):
         self.reader = reader
+        self.page = np.zeros((280, 420, 3), np.uint8)
         self.axes = figure.add_axes((0.03, 0.03, 0.94, 0.82))
         self.axes.axis("off")
-        self.picture = self.axes.imshow(np.zeros((280, 420, 3)))
-        self.pen = (255, 255, 255)
-        self.clear()
+        self.picture = self.axes.imshow(self.page)
+        self.show("draw a number with the mouse")
 
         line = {"color": "gray", "linewidth": 12}  # Until the stroke ends
         self.lasso = LassoSelector(self.axes, self.add_stroke, props=line)
         figure.canvas.mpl_connect("key_press_event", self.press_key)
 
-    def clear(self):
-        self.page = np.full((280, 420, 3), 255, np.uint8) - np.uint8(self.pen)
-        self.show("draw a number with the mouse")
-
     def show(self, title):
         self.picture.set_data(self.page)
-        self.axes.set_title(f"{title}\nc: clear   i: other colours   q: close")
+        self.axes.set_title(f"{title}\nc: clear   i: invert   q: close")
         self.axes.figure.canvas.draw_idle()
 
     def add_stroke(self, points):
-        cv2.polylines(self.page, [np.int32(points)], False, self.pen, 12, cv2.LINE_AA)
+        pen = (255 - np.median(self.page),) * 3  # Most of the board is its ground.
+        cv2.polylines(self.page, [np.int32(points)], False, pen, 12, cv2.LINE_AA)
         try:
             text, symbols, _ = read_picture(self.reader, self.page)
             self.show(f"{text}  ({describe(self.reader, symbols)})")
@@ -992,10 +966,12 @@ class Board:
             self.show(error)
 
     def press_key(self, event):
+        if event.key == "c":
+            self.page[:] = np.median(self.page)
         if event.key == "i":
-            self.pen = tuple(255 - value for value in self.pen)
+            self.page = 255 - self.page
         if event.key in ("c", "i"):
-            self.clear()
+            self.show("draw a number with the mouse")
 
 
 def open_board(reader):
