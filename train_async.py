@@ -399,6 +399,9 @@ def resume(args, batches, network, optimizer, schedule):
     made_by = metadata.get("optimizer", args.optimizer)  # Other scripts name none.
     if missing or made_by != args.optimizer:
         raise SystemExit(f"error: {args.params} holds another network or optimizer")
+    if args.epochs <= args.done:
+        print(f"epochs done already: {args.done}; ask for more --epochs")
+        sys.exit()
 
     schedule.step(args.done * batches)
     prefix = "optimizer."
@@ -495,9 +498,6 @@ def parse_args():
         parser.set_defaults(**saved)
         args = parser.parse_args()
 
-    if args.epochs <= args.done:
-        print(f"{args.done} epochs are done already: ask for more --epochs")
-        sys.exit()
     if args.gpu and not paddle.device.cuda.device_count():
         built = paddle.is_compiled_with_cuda()
         print(f"warning: no GPU (built for CUDA: {built}): on the CPU", file=sys.stderr)
@@ -512,7 +512,7 @@ def parse_args():
 def main():
     args = parse_args()
     done = args.done
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, epochs saved: {done}"))
     save_parameters(args.params, {}, {}, dry_run=True)  # Fail now, not in an hour.
     paddle.set_device("gpu" if args.gpu else "cpu")
     rank, processes = start_processes()

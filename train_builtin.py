@@ -126,7 +126,7 @@ def parse_args():
     add("--gpu", action="store_true", help="train on the GPU, if there is one")
     add("--epochs", type=above(0), default=10, help="passes over the images")
     add("--batch-size", type=above(0), default=16, help="images in a training step")
-    add("--lr", type=above(0, float), default=0.001, help="learning rate")
+    add("--lr", type=above(0, float), default=0.001, help="learning rate of SGD")
     add("--seed", type=above(-1), default=0, help="same seed, same result")
     add("--limit", type=above(0), help="images of each set, the first ones; None: all")
     add("--params", default="mnist.safetensors", help="write this file")
@@ -142,7 +142,7 @@ def parse_args():
 def main():
     args = parse_args()
     done = 0  # Epochs
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped: {done} epochs saved"))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(f"stopped, epochs saved: {done}"))
     save_parameters(args.params, {}, {}, dry_run=True)  # Fail now, not in an hour.
     paddle.set_device("gpu" if args.gpu else "cpu")
 

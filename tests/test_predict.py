@@ -43,6 +43,7 @@ RING = cv2.ellipse(row(1, gap=20), (96, 136), (72, 80), 0, 0, 360, 0, 5)
 SHEET = np.vstack([row(0, 1, 2, 3, 4), row(5, 6, 7, 8, 9)])
 CLIMBING = Image.fromarray(SHEET).rotate(25, expand=True, fillcolor=255)
 TINTED = np.pad(np.minimum(SHEET[20:252, 20:-20], 205), 20, constant_values=255)
+BLOCKS = cv2.resize(TEST[0, 7:27, 4:24], (8, 8), interpolation=cv2.INTER_AREA)
 TABLE = np.hstack([box(row(0, 1)), box(row(2, 3, 5))])
 SIGNS = "AEFHKMRWX&%"
 TOUCHING = (0, 3), (1, 7), (3, 4), (8, 1), (4, 7), (9, 3)
@@ -62,6 +63,7 @@ PICTURES = {  # {kind: {what is to be read, and what it shows: uint8 [H, W]}}
         "72 101, a table with no rim": 255 - TABLE[26:-26, 26:-26],
         "72104 14959, lines that climb": np.array(CLIMBING),
         "72104 14959, a turned sheet": np.rot90(SHEET),
+        "7, eight blocks wide": np.kron(255 - BLOCKS, np.ones((20, 20), np.uint8)),
         "7, a cut frame": cv2.line(row(0), (8, 0), (8, 271), 40, 8),
     },
     "pairs": {f"{LABELS[a]}{LABELS[b]}": touch(row(a, b)) for a, b in TOUCHING},

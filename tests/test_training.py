@@ -99,7 +99,7 @@ def test_ctrl_c_is_one_true_line(script, folder):
         until(process, f"^epoch: {done}, batch: 0")
         os.killpg(process.pid, signal.SIGINT)  # As a terminal does, workers included.
         _, err = process.communicate(timeout=60)
-        epochs = int(re.fullmatch(r"stopped: (\d+) epochs saved\n", err)[1])
+        epochs = int(re.fullmatch(r"stopped, epochs saved: (\d+)\n", err)[1])
         assert process.returncode == 1 and epochs >= done
         assert (folder / str(done)).exists() or epochs == 0
 
