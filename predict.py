@@ -46,9 +46,10 @@ WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so h
 LOWEST = 5  # Pixels: a digit that is lower cannot be read.
 MOST = 2000  # Pieces of ink: a full sheet of digits has fewer, noise has more.
 CUTS = 100  # Doubted Symbols: with more it is no page of digits, and none is cut.
+HIGHEST = 2.5 * WRITING  # Pixels: what is higher is a frame with a gap, or a drawing.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.9  # Below this probability a reading is not sure, and may be several digits.
-DOUBT = 0.7  # The most for cuts that made a 1 (it may be any stroke) or cut a sure one.
+DOUBT = 0.7  # The most for cuts, 5 % of which are wrong when they look sure; and gaps.
 PIECE = 0.5  # Log-probability: the price of each piece, so that no cut is in vain.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
@@ -358,10 +359,6 @@ def find_frames(mask):
     """
     outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
     areas = np.array([cv2.contourArea(o, oriented=True) for o in outlines])
-    # A hole's is above 0; a small hole is the loop of a digit, which may touch a frame.
-    small = [o for o, area in zip(outlines, areas) if 0 < area < WRITING**2 / 2]
-    loops = cv2.drawContours(np.zeros_like(mask), small, -1, 1, cv2.FILLED)
-
     labels = cv2.connectedComponents(mask)[1]
     frame_mask = np.zeros_like(mask)
     cells = np.full(mask.shape, -1, np.int32)
@@ -380,8 +377,7 @@ def find_frames(mask):
             area = slice(top, top + height), slice(left, left + width)
             rooms[hole] = left, top, left + width, top + height
             cv2.drawContours(cells, outlines, hole, int(hole), cv2.FILLED)
-            room = np.uint8(cells[area] == hole)
-            frame_mask[area] &= ~find_touching(ink[area], room, loops[area])
+            frame_mask[area] &= ~find_touching(ink[area], outlines[hole] - (left, top))
     return frame_mask, cells, rooms
 
 
@@ -401,23 +397,19 @@ def choose_frames(outlines, tree, areas):
     return np.union1d(parents[filled], boxes).astype(int)
 
 
-def find_touching(frame, room, loops):
-    """Return uint8 [H, W]: the ink of a frame that stands into a room, its hole.
+def find_touching(frame, outline):
+    """Return uint8 [H, W]: the ink of a frame that stands into its hole.
 
-    It is a digit that touches its frame: what a closing of the hole, with the digits'
-    loops, covers, but not the frame's straight or round sides.
+    It is a digit that touches its frame: what is within the hole's convex hull.
     """
-    side = WRITING // 3 | 1  # No stroke is so wide.
-    room = cv2.erode(np.pad(room, side), np.ones((3, 3)))  # Its outline is frame.
-    room |= np.pad(loops, side)
-    closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, np.ones((side, side)))
-    touching = frame & closed[side:-side, side:-side]
+    room = cv2.fillConvexPoly(np.zeros_like(frame), cv2.convexHull(outline), 1)
+    touching = frame & cv2.erode(room, np.ones((5, 5)), borderValue=0)  # No rim
     labels, stats = cv2.connectedComponentsWithStats(touching)[1:3]
 
-    high = stats[:, cv2.CC_STAT_HEIGHT] > WRITING / 2
-    thick = labels[cv2.erode(touching, np.ones((3, 3))) > 0]  # Not the frame's rim
-    digits = np.intersect1d(np.flatnonzero(high), thick)
-    return np.uint8(np.isin(labels, digits))
+    width, height = stats[:, cv2.CC_STAT_WIDTH : cv2.CC_STAT_AREA].T
+    sized = (height > WRITING / 2) & (np.maximum(width, height) < 2 * WRITING)
+    thick = labels[cv2.erode(touching, np.ones((3, 3))) > 0]  # No side that is bent
+    return np.uint8(np.isin(labels, np.intersect1d(np.flatnonzero(sized), thick)))
 
 
 # ---- lines --------------------------------------------------------------------------
@@ -529,7 +521,9 @@ def find_symbols(ink, parts, line):
     for symbol in symbols:
         if symbol.box not in digits:
             symbol.text = read_sign(symbol.box, digits)
-            symbol.probability = 0.0 if symbol.text == "?" else 1.0
+        if len(symbol.mask) > HIGHEST:
+            symbol.text = "?"
+        symbol.probability = 0.0 if symbol.text == "?" else 1.0
     return [symbol for symbol in symbols if symbol.text != "dirt"]
 
 
@@ -688,12 +682,9 @@ class Reader:
         if score <= math.log(max(whole, 1e-9)):
             return
 
-        was_sure = symbol.probability >= SURE  # As one digit, a wide one
         symbol.text = "".join(str(digits[number]) for number in chosen)
         symbol.images = [images[number] for number in chosen]
-        symbol.probability = float(values[chosen].min())
-        if was_sure or "1" in symbol.text:
-            symbol.probability = min(symbol.probability, DOUBT)
+        symbol.probability = min(float(values[chosen].min()), DOUBT)
 
 
 def find_path(spans, scores, prices):
@@ -853,13 +844,15 @@ def write_page(lines, rooms):
 
 
 def write_line(symbols):
-    """Return the text of a line of Symbols; a wide gap is a space."""
+    """Return the text of a line of Symbols; a wide gap is a space, or a doubt."""
     boxes = np.array([symbol.box for symbol in symbols])
     gaps = boxes[1:, 0] - boxes[:-1, 2]
     wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
     if len(gaps) > 1:
         usual = np.quantile(gaps, 0.5, method="lower")
         wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
+    elif len(gaps) and 1.7 * WRITING < gaps[0] < wide:
+        symbols[1].probability = min(symbols[1].probability, DOUBT)
 
     words = not are_boxes([symbol for symbol in symbols if symbol.inside])
     text = symbols[0].text
