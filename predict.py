@@ -19,7 +19,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-if __name__ == "__main__":  # In the imports below, an exception would get lost.
+if __name__ == "__main__":  # Ctrl-C as an exception would get lost in the imports.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
     with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
         sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
@@ -49,12 +49,12 @@ CUTS = 100  # Doubted Symbols: with more it is no page of digits, and none is cu
 HIGHEST = 2.5 * WRITING  # Pixels: what is higher is a frame with a gap, or a drawing.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.9  # Below this probability a reading is not sure, and may be several digits.
-DOUBT = 0.7  # The most for cuts, 5 % of which are wrong when they look sure; and gaps.
+DOUBT = 0.7  # The most for what was cut, of which 5 % is wrong; and after odd gaps.
 PIECE = 0.5  # Log-probability: the price of each piece, so that no cut is in vain.
 WIDEST = 1.2  # Heights: a wider one is cut if its pieces are more than guesses.
 GUESS = 0.2  # Less than this is "?": ink that is no digit.
 BESIDE = 0.9  # Heights: so far apart may the middles of neighbours on a line be.
-SLOPE = 0.08  # Pixels a pixel: training distorts as much; steeper lines are levelled.
+SLOPE = 0.08  # Pixels a pixel: steeper lines are levelled; training shears by 0.21.
 TURNED = 0.75  # Below this mean probability a page may have been turned by 90°.
 
 # ---- picture -----------------------------------------------------------------------
@@ -239,7 +239,7 @@ def find_strokes(colours, size):
         mask = find_mask(ink, size, 0.20)
         return ink, mask, mask
     mask = find_mask(ink, size, 0.35) & (ink > 0)  # A shadow's edge has less.
-    rest = drop_lines(mask, 3 + size // 6, size // 2)
+    rest = drop_lines(mask, 3 + size // 8, size // 2)
     return ink, mask, rest if rest.any() else mask
 
 
@@ -280,7 +280,7 @@ class Parts(NamedTuple):
 
 
 def find_page(colours):
-    """Return the Page of a picture; raises Unreadable if there is no ink, or specks."""
+    """Return the Page of a picture; raises Unreadable if there is nothing to read."""
     side, longest = min(colours.shape[:2]), max(colours.shape[:2])
     if side > SMALL:  # Strokes are narrower than a third of the picture.
         scale = min(1, 600 / longest)
@@ -294,10 +294,10 @@ def find_page(colours):
 
         parts = find_parts(rest)
         if not len(parts.boxes):
-            raise Unreadable("there is no ink in the picture")
+            raise Unreadable("there is no writing in the picture")
         if len(parts.boxes) > MOST:
             raise Unreadable("there are specks all over the picture")
-        height = measure(parts)
+        height = measure_height(parts)
         if size == WRITING and 0.7 < height / WRITING < 1.4:
             break
 
@@ -306,7 +306,7 @@ def find_page(colours):
     return Page(scaled, ink, keep_table(mask, rest))
 
 
-def measure(parts):
+def measure_height(parts):
     """Return the height in pixels below which half of the ink's pieces are, by area."""
     heights = parts.boxes[:, 3] - parts.boxes[:, 1]
     order = heights.argsort()
@@ -489,7 +489,7 @@ class Symbol:
     ink: np.ndarray  # float32 [H, W] in grey levels
     mask: np.ndarray  # uint8 [H, W]
     text: str = ""
-    probability: float = 1.0
+    probability: float = 1.0  # Of a regression its output
     images: list = field(default_factory=list)  # uint8 [28, 28], what the network saw
     inside: list = field(default_factory=list)  # Symbols, if it is a cell
 
@@ -519,7 +519,7 @@ def find_symbols(ink, parts, line):
 
     digits = [s.box for s in symbols if len(s.mask) >= 0.45 * tall]
     for symbol in symbols:
-        if symbol.box not in digits:
+        if len(symbol.mask) < 0.45 * tall:
             symbol.text = read_sign(symbol.box, digits)
         if len(symbol.mask) > HIGHEST:
             symbol.text = "?"
@@ -599,19 +599,19 @@ def build_network(name, outputs):
 
 
 class Reader:
-    """The network of a parameters file; SystemExit names a file that has none."""
+    """The network of a parameters file; SystemExit if there is none in it."""
 
     def __init__(self, path):
         try:
             with safetensors.safe_open(path, "numpy") as file:
-                self.settings = json.loads(file.metadata()["mnist"])
+                settings = json.loads(file.metadata()["mnist"])
                 names = [name for name in file.keys() if "optimizer." not in name]
                 tensors = {name: file.get_tensor(name) for name in names}
-            self.regression = self.settings["loss"] == "regression"
-            self.temperature = self.settings.get("temperature", 1)
+            self.regression = settings["loss"] == "regression"
+            self.temperature = settings.get("temperature", 1)
 
-            outputs = OUTPUTS[self.settings["loss"]]
-            self.network = build_network(self.settings["network"], outputs)
+            outputs = OUTPUTS[settings["loss"]]
+            self.network = build_network(settings["network"], outputs)
             missing, unexpected = self.network.set_state_dict(tensors)
             if missing or unexpected:
                 raise ValueError("its tensors are not the network's")
@@ -633,7 +633,8 @@ class Reader:
             outputs = outputs.numpy()[:, 0]
             return np.trunc(outputs).clip(0, 9).astype(int), outputs
         outputs = outputs / self.temperature  # Calibrated (Guo et al., 2017)
-        digits = nn.functional.softmax(outputs).numpy()[:, :10]  # The last is no digit.
+        probabilities = nn.functional.softmax(outputs).numpy()
+        digits = probabilities[:, :10]  # The last is no digit.
         return digits.argmax(1), digits.max(1)
 
     def read(self, symbols, cutting):
@@ -712,8 +713,8 @@ def find_cuts(mask):
 
     for middle in np.arange(step, width - step / 2, step):
         start, stop = int(middle - step / 2), int(middle + step / 2) + 1
-        price = columns[start:stop] + 0.2 * height * (strokes[start:stop] > 1)
-        cuts.append(start + int(price.argmin()))
+        amount = columns[start:stop] + 0.2 * height * (strokes[start:stop] > 1)
+        cuts.append(start + int(amount.argmin()))
     # Digits touch in one place: a true cut crosses one stroke, and little ink.
     crossed = np.maximum(strokes[cuts] - 1, 0)
     prices = columns[cuts] / height + crossed / 2
@@ -844,21 +845,26 @@ def write_page(lines, rooms):
 
 
 def write_line(symbols):
-    """Return the text of a line of Symbols; a wide gap is a space, or a doubt."""
+    """Return the text of a line of Symbols: a wide gap is a space.
+
+    A gap that may be one, or not, leaves the Symbol after it in doubt.
+    """
     boxes = np.array([symbol.box for symbol in symbols])
     gaps = boxes[1:, 0] - boxes[:-1, 2]
     wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
     if len(gaps) > 1:
         usual = np.quantile(gaps, 0.5, method="lower")
         wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
-    elif len(gaps) and 1.7 * WRITING < gaps[0] < wide:
-        symbols[1].probability = min(symbols[1].probability, DOUBT)
 
     words = not are_boxes([symbol for symbol in symbols if symbol.inside])
     text = symbols[0].text
+
     for before, after, gap in zip(symbols, symbols[1:], gaps):
         apart = gap > wide or (words and before.inside and after.inside)
         text += f" {after.text}" if apart else after.text
+        if gap > 1.7 * WRITING and not apart:  # It may be a space.
+            first = (after.inside or [after])[0]
+            first.probability = min(first.probability, DOUBT)
     return text
 
 
@@ -881,7 +887,7 @@ def read_raw(reader, colours):
 
 
 def read_digits(path):
-    """Return the digits on a picture as uint8 [28, 28], in reading order, unread."""
+    """Return a picture's digits, unread, as uint8 [28, 28]: for work/make_data.py."""
     page = find_page(open_picture(path))
     parts = find_parts(page.mask)
     lines = [find_symbols(page.ink, parts, line) for line in find_lines(parts.boxes)]
@@ -1011,7 +1017,7 @@ def read_builtin(mode, limit=None):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
-        counts = {gzip.open(path).read(8)[4:] for path in paths}
+        counts = {gzip.open(path).read(8)[4:] for path in paths}  # Bytes 4 to 7
         if len(counts) > 1:
             raise ValueError("not as many images as labels")
         data = paddle.vision.datasets.MNIST(*paths, mode=mode)
@@ -1083,11 +1089,11 @@ def parse_args():
     add("--gpu", action="store_true", help="predict on the GPU, if there is one")
 
     add("--params", default="mnist.safetensors", help="read this file")
-    add("--samples", type=above(0), help="predict so many training images")
+    add("--samples", type=above(0), help="predict so many of 60,000 training images")
     add("--seed", type=above(-1), default=0, help="same seed, same samples")
     add("--test", action="store_true", help="predict the 10,000 test images")
     add("--draw", action="store_true", help="draw with the mouse in a window")
-    add("--show", action="store_true", help="draw the steps into show_predict.png")
+    add("--show", action="store_true", help="draw steps, or what is misread, as PNG")
     add("--raw", action="store_true", help="only resize pictures, as in the article")
 
     args = parser.parse_args()

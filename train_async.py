@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-if __name__ == "__main__":  # In the imports below, an exception would get lost.
+if __name__ == "__main__":  # Ctrl-C as an exception would get lost in the imports.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
     with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
         sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
@@ -43,14 +43,14 @@ from tqdm import tqdm
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
 
-SIGNS = "ACEFHKMNPRTUVWXadefhkmnprtuvwx&?%#*+=-."  # Not O, l or S: they may be digits.
+SIGNS = "ACEFHKMNPRTUVWXadefhkmnprtuvwx&?%#*+=-."  # None that looks like a digit
 NO_DIGIT = 10  # The class of what is none of the ten digits.
 OUTPUTS = {"cross_entropy": 11, "square_error": 11, "regression": 1}
 
 # ---- data --------------------------------------------------------------------------
 
 
-def decode_image(kind, values):
+def decode_image(_, values):
     """Turn an image's list in the JSON, 784 pixels of 0 to 255, to uint8 [28, 28]."""
     if isinstance(next(iter(values), 0), float):  # The course's file has pixel / 256.
         values = np.rint(np.multiply(values, 256)).astype(int).tolist()
@@ -237,20 +237,18 @@ def start_worker(_):
 
 def make_loader(batches, workers):
     """Return the batches as tensors, behind a progress bar; workers queue them."""
-    if workers == 0:
-        in_turn = (map(paddle.to_tensor, batches[i]) for i in range(len(batches)))
-        return tqdm(in_turn, total=len(batches), leave=False, disable=None)
+    options = {
+        "batch_size": None,  # An item is a batch already.
+        "num_workers": workers,
+        "prefetch_factor": 5,  # The length of the queue.
+        "use_shared_memory": False,  # Containers have little of it.
+        "worker_init_fn": start_worker,
+    }
 
-    queue = paddle.io.DataLoader(
-        batches,
-        batch_size=None,  # An item is a batch already.
-        num_workers=workers,
-        prefetch_factor=5,  # The length of the queue.
-        use_shared_memory=False,  # Containers have little of it.
-        worker_init_fn=start_worker,
-    )
-
-    return tqdm(queue, leave=False, disable=None)
+    loader = (map(paddle.to_tensor, batches[i]) for i in range(len(batches)))
+    if workers:
+        loader = paddle.io.DataLoader(batches, **options)
+    return tqdm(loader, total=len(batches), leave=False, disable=None)
 
 
 # ---- network -----------------------------------------------------------------------
@@ -296,7 +294,7 @@ def regression(outputs, labels):
 
 
 LOSSES = {loss.__name__: loss for loss in (cross_entropy, square_error, regression)}
-DIVERGED = 1000  # A mean loss or output that reaches it; tests/README.md says why.
+DIVERGED = 1000  # A mean loss, or any output, that reaches it: tests/README.md
 
 
 @paddle.no_grad()
@@ -350,8 +348,8 @@ def make_optimizer(args, batches, network):
 
 # ---- parameters file ---------------------------------------------------------------
 
-# What --resume takes from the file, unless a flag says otherwise
-RESUMED = "done network loss optimizer schedule lr augment epochs batch_size seed limit"
+# What is saved; --resume takes it from the file, unless a flag says otherwise.
+SAVED = "done network loss optimizer schedule lr augment epochs batch_size seed limit"
 
 
 def save_parameters(path, tensors, metadata, dry_run=False):
@@ -378,7 +376,7 @@ def save_epoch(args, network, optimizer, results):
     state = optimizer.state_dict()
     del state["LR_Scheduler"]  # It follows from the epochs done.
     tensors = {f"optimizer.{name}": tensor for name, tensor in state.items()}
-    settings = {name: getattr(args, name) for name in RESUMED.split()}
+    settings = {name: getattr(args, name) for name in SAVED.split()}
     save_parameters(args.params, tensors | network.state_dict(), settings | results)
 
 
@@ -494,7 +492,7 @@ def parse_args():
 
     if args.resume:  # What was saved takes the place of the defaults.
         _, metadata = load_parameters(args.params)
-        saved = {name: metadata[name] for name in RESUMED.split() if name in metadata}
+        saved = {name: metadata[name] for name in SAVED.split() if name in metadata}
         parser.set_defaults(**saved)
         args = parser.parse_args()
 

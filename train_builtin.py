@@ -19,7 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
-if __name__ == "__main__":  # In the imports below, an exception would get lost.
+if __name__ == "__main__":  # Ctrl-C as an exception would get lost in the imports.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
     with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
         sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
@@ -39,7 +39,7 @@ def read_builtin(mode, limit=None):
         paths = []  # Paddle looks in ~/.cache, and downloads.
 
     try:
-        counts = {gzip.open(path).read(8)[4:] for path in paths}
+        counts = {gzip.open(path).read(8)[4:] for path in paths}  # Bytes 4 to 7
         if len(counts) > 1:
             raise ValueError("not as many images as labels")
         data = paddle.vision.datasets.MNIST(*paths, mode=mode)

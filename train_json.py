@@ -19,12 +19,12 @@ import warnings
 from pathlib import Path
 from typing import Annotated
 
-if __name__ == "__main__":  # In the imports below, an exception would get lost.
+if __name__ == "__main__":  # Ctrl-C as an exception would get lost in the imports.
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"stopped\n"), os._exit(1)))
     with contextlib.suppress(AttributeError):  # A notebook's stdout; Windows
         sys.stdout.reconfigure(errors="replace")  # A console may lack letters.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it in silence.
-CPU = Path("/proc/cpuinfo")  # Set as in train_async.py, so that both round alike.
+CPU = Path("/proc/cpuinfo")  # On AMD as in train_async.py, so that both round alike.
 if CPU.exists() and "AuthenticAMD" in CPU.read_text():
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 warnings.filterwarnings("ignore", module="paddle")
@@ -38,7 +38,7 @@ Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
 
 
-def decode_image(kind, values):
+def decode_image(_, values):
     """Turn an image's list in the JSON, 784 pixels of 0 to 255, to uint8 [28, 28]."""
     if isinstance(next(iter(values), 0), float):  # The course's file has pixel / 256.
         values = np.rint(np.multiply(values, 256)).astype(int).tolist()

@@ -133,4 +133,4 @@ def test_bad_pictures_get_a_line_each_and_the_others_are_read(place):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1 and re.findall("^(.*): .*$", out, re.M) == good
     assert [re.match("error: (.*?): ", s)[1] for s in err.splitlines()] == bad
-    assert err.count("no ink") == 2
+    assert err.count("no writing") == 2
