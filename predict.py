@@ -632,6 +632,7 @@ class Reader:
         if self.regression:
             outputs = outputs.numpy()[:, 0]
             return np.trunc(outputs).clip(0, 9).astype(int), outputs
+
         outputs = outputs / self.temperature  # Calibrated (Guo et al., 2017)
         probabilities = nn.functional.softmax(outputs).numpy()
         digits = probabilities[:, :10]  # The last is no digit.
