@@ -1127,7 +1127,9 @@ def main():
     else:
         drawings = read_samples(reader, args)
 
-    if args.show and drawings:
+    if args.show and not drawings:
+        print("nothing to draw")
+    elif args.show:
         if len(drawings) > 20:
             print("warning: only the first 20 rows are drawn", file=sys.stderr)
         draw(drawings[:20], "show_predict.png")
