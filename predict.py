@@ -46,6 +46,7 @@ WRITING = 48  # Pixels: a page is scaled until half of its ink is in pieces so h
 LOWEST = 5  # Pixels: a digit that is lower cannot be read.
 MOST = 2000  # Pieces of ink: a full sheet of digits has fewer, noise has more.
 CUTS = 100  # Doubted Symbols: with more it is no page of digits, and none is cut.
+SPACE = 1.7 * WRITING  # Pixels: a gap that is narrower is none.
 HIGHEST = 2.5 * WRITING  # Pixels: what is higher is a frame with a gap, or a drawing.
 DOT = WRITING // 4  # What is smaller is a dot between two digits, or dirt.
 SURE = 0.9  # Below this probability a reading is not sure, and may be several digits.
@@ -517,9 +518,10 @@ def find_symbols(ink, parts, line):
         mask = np.uint8(np.isin(parts.labels[area], group))
         symbols.append(Symbol(box, ink[area], mask))
 
-    digits = [s.box for s in symbols if len(s.mask) >= 0.45 * tall]
+    low = 0.45 * tall  # Of what is lower, nothing is a digit.
+    digits = [symbol.box for symbol in symbols if len(symbol.mask) >= low]
     for symbol in symbols:
-        if len(symbol.mask) < 0.45 * tall:
+        if len(symbol.mask) < low:
             symbol.text = read_sign(symbol.box, digits)
         if len(symbol.mask) > HIGHEST:
             symbol.text = "?"
@@ -855,7 +857,7 @@ def write_line(symbols):
     wide = 3 * WRITING  # Of a lone gap nobody can say what is usual.
     if len(gaps) > 1:
         usual = np.quantile(gaps, 0.5, method="lower")
-        wide = max(1.7 * WRITING, 2 * usual + WRITING / 3)
+        wide = max(SPACE, 2 * usual + WRITING / 3)
 
     words = not are_boxes([symbol for symbol in symbols if symbol.inside])
     text = symbols[0].text
@@ -863,7 +865,7 @@ def write_line(symbols):
     for before, after, gap in zip(symbols, symbols[1:], gaps):
         apart = gap > wide or (words and before.inside and after.inside)
         text += f" {after.text}" if apart else after.text
-        if gap > 1.7 * WRITING and not apart:  # It may be a space.
+        if gap > SPACE and not apart:
             first = (after.inside or [after])[0]
             first.probability = min(first.probability, DOUBT)
     return text
