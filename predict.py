@@ -520,6 +520,7 @@ def find_symbols(ink, parts, line):
 
     low = 0.45 * tall  # Of what is lower, nothing is a digit.
     digits = [symbol.box for symbol in symbols if len(symbol.mask) >= low]
+
     for symbol in symbols:
         if len(symbol.mask) < low:
             symbol.text = read_sign(symbol.box, digits)
