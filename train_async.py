@@ -2,7 +2,7 @@
 
 A worker process queues the next batches. `python train_async.py --epochs 3` ends with
 
-    test: 9943 / 10000 correct (99.43 %)
+    test: 9941 / 10000 correct (99.41 %)
 """
 
 import argparse
@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
+Splits = tuple[Split, Split, Split]
 
 SIGNS = "ACEFHKMNPRTUVWXadefhkmnprtuvwx&?%#*+=-."  # None that looks like a digit
 NO_DIGIT = 10  # The class of what is none of the ten digits.
@@ -60,10 +61,9 @@ def decode_image(_, values):
 def read_splits(path, limit=None):
     """Return {mode: (images uint8 [N, 28, 28], labels uint8 [N])}, N at most limit."""
     print(f"loading {path} ...")
-    kind = tuple[Split, Split, Split]
     try:
         text = gzip.decompress(Path(path).read_bytes())
-        data = msgspec.json.decode(text, type=kind, dec_hook=decode_image)
+        data = msgspec.json.decode(text, type=Splits, dec_hook=decode_image)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {path}: {error}") from None
 
@@ -168,10 +168,10 @@ def hook(image, rng):
     return centre_by_mass(image)
 
 
-def augment(images, labels, rng):
+def augment(images, labels, most, rng):
     """Return images uint8 [N, 28, 28] distorted, a fifth blurred, some ones hooked."""
     count = len(images)
-    matrices = np.eye(2) + rng.uniform(-0.21, 0.21, (count, 2, 2))
+    matrices = np.eye(2) + rng.uniform(-most, most, (count, 2, 2))
     shifts = 13.5 - matrices @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, (count, 2))
     transforms = np.concatenate([matrices, shifts[..., None]], axis=2)
     sigmas = rng.uniform(0.4, 1.6, count)
@@ -207,6 +207,9 @@ class Batches(paddle.io.Dataset):
         starts = range(0, len(order) - least + 1, args.batch_size)
         # Each of several training processes takes its share of every batch.
         self.chosen = [order[i : i + args.batch_size][rank::processes] for i in starts]
+        # Ever less, so that the last images are nearly as people write them
+        progress = (epoch + np.arange(len(starts)) / len(starts)) / args.epochs
+        self.distortions = 0.24 - 0.12 * progress  # Shares of an image's size
 
     def __len__(self):
         return len(self.chosen)
@@ -217,7 +220,7 @@ class Batches(paddle.io.Dataset):
             labels = self.labels[self.chosen[index]]
             if self.augmented:  # Seeded per batch: it does not matter who loads it.
                 rng = np.random.default_rng([*self.seeds, index, self.rank])
-                pixels = augment(pixels, labels, rng)
+                pixels = augment(pixels, labels, self.distortions[index], rng)
             pixels = pixels[:, None].astype(np.float32) / 127.5 - 1
             return pixels, labels[:, None].astype(np.float32)
 
@@ -262,14 +265,14 @@ def build_network(name, outputs):
     layers = []
     features = 784  # An MLP has no convolutions.
     if name == "cnn":  # Strides are cheaper than pooling; the norm has the bias.
-        for cin, cout, side, stride in (1, 32, 7, 3), (32, 64, 3, 2):
+        for cin, cout, side, stride in (1, 32, 7, 3), (32, 48, 2, 2):
             layers += [nn.Conv2D(cin, cout, side, stride, bias_attr=False)]
-            layers += [nn.BatchNorm2D(cout), nn.ReLU()]
-        features = 576  # [N, 32, 8, 8], [N, 64, 3, 3]
+            layers += [nn.BatchNorm2D(cout), nn.GELU(approximate=True)]
+        features = 768  # [N, 32, 8, 8], [N, 48, 4, 4]
 
     layers += [nn.Flatten(), nn.Linear(features, 256, bias_attr=False)]
-    layers += [nn.BatchNorm1D(256), nn.ReLU(), nn.Linear(256, outputs)]
-    return nn.Sequential(*layers)
+    layers += [nn.BatchNorm1D(256), nn.GELU(approximate=True)]
+    return nn.Sequential(*layers, nn.Linear(256, outputs))
 
 
 # ---- loss --------------------------------------------------------------------------
@@ -320,10 +323,10 @@ def fit_temperature(outputs, labels):
 
 # ---- optimizer ---------------------------------------------------------------------
 
-# The highest rates, tuned on the validation set in one epoch of the CNN. At 4, SGD is
-# better still (98.8 %, not 98.6), but diverges on few images.
+# The highest rates, tuned on the validation set in one epoch of the CNN. Twice as high,
+# Adagrad and SGD are 0.2 points better still, but diverge on few images.
 OPTIMIZERS = {
-    "adam": (paddle.optimizer.Adam, 0.02),
+    "adam": (paddle.optimizer.Adam, 0.03),
     "momentum": (paddle.optimizer.Momentum, 0.3),
     "adagrad": (paddle.optimizer.Adagrad, 0.1),
     "sgd": (paddle.optimizer.SGD, 1.5),
@@ -332,7 +335,7 @@ OPTIMIZERS = {
 
 def make_optimizer(args, batches, network):
     """Return the optimizer, and its schedule: one cycle (Smith, 2018) or constant."""
-    kind, rate = OPTIMIZERS[args.optimizer]
+    make, rate = OPTIMIZERS[args.optimizer]
     rate = args.lr or rate
     steps = max(6, args.epochs * batches)  # Paddle's cycle divides by zero under 6.
     schedule = paddle.optimizer.lr.OneCycleLR(rate, steps, end_learning_rate=0)
@@ -343,7 +346,7 @@ def make_optimizer(args, batches, network):
     if args.optimizer == "adam":  # It remembers a tenth of the training.
         beta2 = max(0.9, 1 - 10 / steps)
         options = {"beta1": 0.7, "beta2": beta2, "use_multi_tensor": True}
-    return kind(schedule, parameters=network.parameters(), **options), schedule
+    return make(schedule, parameters=network.parameters(), **options), schedule
 
 
 # ---- parameters file ---------------------------------------------------------------

@@ -36,6 +36,7 @@ import safetensors.paddle
 
 Label = Annotated[int, msgspec.Meta(ge=0, le=9)]  # msgspec refuses any other.
 Split = tuple[Annotated[list[np.ndarray], msgspec.Meta(min_length=1)], list[Label]]
+Splits = tuple[Split, Split, Split]
 
 
 def decode_image(_, values):
@@ -48,10 +49,9 @@ def decode_image(_, values):
 def read_splits(path, limit=None):
     """Return {mode: (images uint8 [N, 28, 28], labels uint8 [N])}, N at most limit."""
     print(f"loading {path} ...")
-    kind = tuple[Split, Split, Split]
     try:
         text = gzip.decompress(Path(path).read_bytes())
-        data = msgspec.json.decode(text, type=kind, dec_hook=decode_image)
+        data = msgspec.json.decode(text, type=Splits, dec_hook=decode_image)
     except Exception as error:  # A damaged file raises what its decoders like.
         raise SystemExit(f"error: {path}: {error}") from None
 
