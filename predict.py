@@ -492,6 +492,7 @@ class Symbol:
     text: str = ""
     probability: float = 1.0  # Of a regression its output
     images: list = field(default_factory=list)  # uint8 [28, 28], what the network saw
+    odd_gap: bool = False  # Before it there may be a space, or not.
     inside: list = field(default_factory=list)  # Symbols, if it is a cell
 
     def is_wide(self):
@@ -666,7 +667,7 @@ class Reader:
     def cut(self, symbol):
         """Read a Symbol as digits that touch, if that is more probable than one digit.
 
-        Of all ways to cut it, it is the one whose pieces the network believes most.
+        Of all ways to cut it, it is the one that scores most: see find_path.
         """
         cuts, prices = find_cuts(symbol.mask)
         spans = find_spans(symbol.mask, cuts)
@@ -695,7 +696,7 @@ class Reader:
 def find_path(spans, scores, prices):
     """Return the most that spans in a row from end to end score, and their numbers.
 
-    Spans are (begin, end), by end; each costs the price of the cut where it begins.
+    Spans are (begin, end), sorted by end; a cut's price is that of the span after it.
     """
     best = {0: (0, [])}  # {cut: (score, numbers of the spans to the left of it)}
     for number, (begin, end) in enumerate(spans):
@@ -708,7 +709,7 @@ def find_path(spans, scores, prices):
 
 
 def find_cuts(mask):
-    """Return columns of little ink, a tenth of the height apart, and their prices."""
+    """Return columns from edge to edge, and what a cut costs at each but the last."""
     height, width = mask.shape
     strokes = (np.diff(mask, axis=0, prepend=0) == 1).sum(0)
     # Digits touch in one place: a true cut crosses one stroke, and little ink.
@@ -725,7 +726,7 @@ def find_cuts(mask):
 def find_spans(mask, cuts):
     """Return (begin, end), indices of cuts between which a digit may be, by end."""
     height, width = mask.shape
-    thinnest, widest = height / 8, min(height, width)  # A 1; a wide 0, not all
+    thinnest, widest = height / 8, min(height, width)  # Of a 1; of a 0, not of all
     spans = []
 
     for end, stop in enumerate(cuts):
@@ -848,7 +849,7 @@ def write_page(lines, rooms):
 def write_line(symbols):
     """Return the text of a line of Symbols: a wide gap is a space.
 
-    A gap that may be one, or not, leaves the Symbol after it in doubt.
+    A gap that may be one, or not, is noted in the Symbol after it.
     """
     boxes = np.array([symbol.box for symbol in symbols])
     gaps = boxes[1:, 0] - boxes[:-1, 2]
@@ -864,8 +865,7 @@ def write_line(symbols):
         apart = gap > wide or (words and before.inside and after.inside)
         text += f" {after.text}" if apart else after.text
         if gap > SPACE and not apart:
-            first = (after.inside or [after])[0]
-            first.probability = min(first.probability, DOUBT)
+            (after.inside or [after])[0].odd_gap = True
     return text
 
 
@@ -900,7 +900,10 @@ def describe(reader, symbols):
     if reader.regression:
         outputs = [symbol.probability for symbol in symbols if symbol.images]
         return "output " + ", ".join(f"{output:.2f}" for output in outputs)
+
     probability = math.prod(symbol.probability for symbol in symbols)
+    if any(symbol.odd_gap for symbol in symbols):
+        probability = min(probability, DOUBT)
     sure = "" if probability >= SURE else ", not sure"
     percent = min(99.9, 100 * probability)  # Nothing is certain.
     return f"{percent:.1f} %{sure}"

@@ -168,10 +168,10 @@ def hook(image, rng):
     return centre_by_mass(image)
 
 
-def augment(images, labels, most, rng):
+def augment(images, labels, distortion, rng):
     """Return images uint8 [N, 28, 28] distorted, a fifth blurred, some ones hooked."""
     count = len(images)
-    matrices = np.eye(2) + rng.uniform(-most, most, (count, 2, 2))
+    matrices = np.eye(2) + rng.uniform(-distortion, distortion, (count, 2, 2))
     shifts = 13.5 - matrices @ [13.5, 13.5] + rng.uniform(-1.5, 1.5, (count, 2))
     transforms = np.concatenate([matrices, shifts[..., None]], axis=2)
     sigmas = rng.uniform(0.4, 1.6, count)
@@ -207,7 +207,7 @@ class Batches(paddle.io.Dataset):
         starts = range(0, len(order) - least + 1, args.batch_size)
         # Each of several training processes takes its share of every batch.
         self.chosen = [order[i : i + args.batch_size][rank::processes] for i in starts]
-        # Ever less, so that the last images are nearly as people write them
+        # Ever less over all epochs: the last images are more as people write them.
         progress = (epoch + np.arange(len(starts)) / len(starts)) / args.epochs
         self.distortions = 0.24 - 0.12 * progress  # Shares of an image's size
 
