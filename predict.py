@@ -310,9 +310,7 @@ def find_page(colours):
 def measure_height(parts):
     """Return the height in pixels below which half of the ink's pieces are, by area."""
     heights = parts.boxes[:, 3] - parts.boxes[:, 1]
-    order = heights.argsort()
-    areas = parts.areas[order].cumsum()
-    return heights[order][np.searchsorted(areas, areas[-1] / 2)]
+    return np.quantile(heights, 0.5, weights=parts.areas, method="inverted_cdf")
 
 
 def turn(page, degrees):
@@ -1057,8 +1055,7 @@ def read_samples(reader, args):
 
 def print_counts(labels, digits):
     """Print how often the digit of each column was read for the label of each row."""
-    counts = np.zeros((10, 10), int)
-    np.add.at(counts, (labels, digits), 1)
+    counts = np.bincount(10 * labels + digits, minlength=100).reshape(10, 10)
     table = np.column_stack([range(10), counts])
     title = "label, and how often it was read as 0, 1, 2, ... 9:"
     np.savetxt(sys.stdout, table, "%5d", header=title, comments="")
