@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from benchmark import read_mnist
-from conftest import ROOT, succeed
+from conftest import succeed
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 from PIL import Image
@@ -166,13 +166,14 @@ def test_letters_cuts_and_gaps_that_may_be_spaces_are_doubted(said):
     lines = re.findall("/letters/.*", said)
     assert sum("?" in line or "not sure" in line for line in lines) >= 7, lines
     assert len(re.findall("/pairs/(?:04|49|21, far).*not sure", said)) == 3
+    far = [predict.Symbol([x, 0, x + 40, 48], None, None, "1", 5.0) for x in (0, 130)]
+    assert predict.write_line(far) == "11" and far[1].probability == 5.0  # An output
 
 
 def test_examples_are_read_surely_but_not_in_the_articles_way(said, trained):
     assert not re.search("work/.*not sure", said)
-    source = (ROOT / "predict.py").read_text("utf-8")
     line = r"work/example_0.png: 0  \((.*) %\)"
-    found, promised = (float(re.search(line, text)[1]) for text in (said, source))
+    found, promised = (float(re.search(line, t)[1]) for t in (said, predict.__doc__))
     assert abs(found - promised) < 3
     out = succeed(trained, f"predict.py --raw {EXAMPLES}")
     assert len(re.findall(r"example_(\d).png: \1  ", out)) < 8
